@@ -1,0 +1,1 @@
+"""DeBERTa, complete, exact and fast."""

@@ -1,0 +1,1 @@
+"""Small real samples for the demo and the tests, each with its licence beside it."""

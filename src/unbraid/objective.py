@@ -1,0 +1,37 @@
+"""Objective: the one protocol of everything that is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Sums over the counted items of one batch (predicted tokens, or examples).
+
+    Sums, not means, so that gradient accumulation and many processes weigh every item alike.
+
+    Attributes:
+        total: () float32, the sum of the losses, with its gradient.
+        parts: name -> () float32, other sums over the same items, without gradient (e.g. how many were right).
+        count: the number of items.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    count: int
+
+
+class Objective(nn.Module):
+    """A model and what it is trained for; called with a batch, it answers a :class:`Loss`."""
+
+    def loss(self, batch: Any) -> Loss:
+        """The loss of one batch."""
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> Loss:
+        """The loss of one batch, where torch's wrappers (DDP, FSDP) can see it."""
+        return self.loss(batch)

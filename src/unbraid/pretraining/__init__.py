@@ -1,0 +1,1 @@
+"""Corpora, masking and the pretraining objectives."""

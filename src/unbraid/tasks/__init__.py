@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: labelled data, an objective and its metrics."""
