@@ -1,1 +1,72 @@
-"""DeBERTa, complete, exact and fast."""
+"""DeBERTa, complete, exact and fast.
+
+The names below are imported when they are first used, so that ``import unbraid`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unbraid.attention import disentangled_attention
+    from unbraid.errors import InputError
+    from unbraid.inference import Classifier, FillMask
+    from unbraid.model.config import DebertaConfig, preset
+    from unbraid.model.pretrained import (
+        Deberta,
+        DebertaForMaskedLM,
+        DebertaForMultipleChoice,
+        DebertaForQuestionAnswering,
+        DebertaForReplacedTokenDetection,
+        DebertaForSequenceClassification,
+        DebertaForTokenClassification,
+    )
+    from unbraid.packing import Packing
+    from unbraid.text.tokenizer import Tokenizer, train_tokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Classifier": "unbraid.inference",
+    "Deberta": "unbraid.model.pretrained",
+    "DebertaConfig": "unbraid.model.config",
+    "DebertaForMaskedLM": "unbraid.model.pretrained",
+    "DebertaForMultipleChoice": "unbraid.model.pretrained",
+    "DebertaForQuestionAnswering": "unbraid.model.pretrained",
+    "DebertaForReplacedTokenDetection": "unbraid.model.pretrained",
+    "DebertaForSequenceClassification": "unbraid.model.pretrained",
+    "DebertaForTokenClassification": "unbraid.model.pretrained",
+    "FillMask": "unbraid.inference",
+    "InputError": "unbraid.errors",
+    "Packing": "unbraid.packing",
+    "Tokenizer": "unbraid.text.tokenizer",
+    "disentangled_attention": "unbraid.attention",
+    "preset": "unbraid.model.config",
+    "train_tokenizer": "unbraid.text.tokenizer",
+}
+
+__all__ = [
+    "Classifier",
+    "Deberta",
+    "DebertaConfig",
+    "DebertaForMaskedLM",
+    "DebertaForMultipleChoice",
+    "DebertaForQuestionAnswering",
+    "DebertaForReplacedTokenDetection",
+    "DebertaForSequenceClassification",
+    "DebertaForTokenClassification",
+    "FillMask",
+    "InputError",
+    "Packing",
+    "Tokenizer",
+    "disentangled_attention",
+    "preset",
+    "train_tokenizer",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unbraid' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

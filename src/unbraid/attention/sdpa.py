@@ -1,0 +1,68 @@
+"""torch's fused attention, with the position scores as its additive mask.
+
+The sequences are padded to the longest of the batch, so it is at its best when they are of like length.
+Shape suffixes: B sequences, N queries, K keys (both padded), H heads, D head width, P slots of the relative table.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from unbraid.packing import Packing, pad
+
+
+def _spread(rows: Tensor, packing: Packing) -> Tensor:
+    """(rows, ...) to (B, longest, ...)."""
+    if packing.mask is not None:
+        return rows.view(packing.batch_size, packing.longest, *rows.shape[1:])
+    return pad(rows, packing, packing.ranks(), packing.longest)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_k: Tensor | None,
+    pos_q: Tensor | None,
+    pos_pos: Tensor | None,
+    slots: Tensor,
+    queries: Packing,
+    keys: Packing,
+    dropout_p: float,
+) -> Tensor:
+    """Disentangled attention. See :func:`unbraid.attention.disentangled_attention`."""
+    q_BHND, k_BHKD, v_BHKD = (
+        _spread(rows, packing).transpose(1, 2) for rows, packing in ((q, queries), (k, keys), (v, keys))
+    )
+    real_BK = keys.mask if keys.mask is not None else _spread(torch.ones_like(keys.positions), keys).bool()
+    position_BN, position_BK = _spread(queries.positions, queries), _spread(keys.positions, keys)
+    slot_BNK = slots[position_BN[:, :, None] - position_BK[:, None, :] + len(slots) // 2]
+
+    shape = (*q_BHND.shape[:3], k_BHKD.shape[2])
+    terms = []
+    if pos_k is not None:
+        score_BHNP = q_BHND @ pos_k.permute(1, 2, 0)
+        terms.append(score_BHNP.gather(-1, slot_BNK[:, None].expand(shape)))
+    if pos_q is not None:
+        score_BHKP = k_BHKD @ pos_q.permute(1, 2, 0)
+        slot_BKN = slot_BNK.transpose(1, 2)[:, None]
+        terms.append(score_BHKP.gather(-1, slot_BKN.expand(*shape[:2], shape[3], shape[2])).transpose(-1, -2))
+    if pos_pos is not None:
+        terms.append(pos_pos[slot_BNK].permute(0, 3, 1, 2))
+
+    scale = 1 / math.sqrt(q.shape[-1] * (1 + len(terms)))
+    # A finite floor: a sequence without a single real key then has finite outputs and gradients.
+    bias_BHNK = torch.where(real_BK, 0.0, torch.finfo(q.dtype).min / 2).to(q.dtype)[:, None, None, :]
+    for term in terms:
+        bias_BHNK = bias_BHNK + term * scale
+    out_BHND = scaled_dot_product_attention(
+        q_BHND, k_BHKD, v_BHKD, attn_mask=bias_BHNK, dropout_p=dropout_p, scale=scale
+    )
+    out_BNHD = out_BHND.transpose(1, 2)
+    if queries.mask is not None:
+        return out_BNHD.flatten(0, 1)
+    return out_BNHD.flatten(0, 1)[queries.sequence_ids() * queries.longest + queries.ranks()]

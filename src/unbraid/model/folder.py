@@ -1,0 +1,154 @@
+"""A model and its folder: from_pretrained and save_pretrained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from unbraid.errors import InputError
+from unbraid.model import checkpoint
+from unbraid.model.config import DebertaConfig
+from unbraid.model.heads import VocabularyHead
+
+
+class Pretrained(nn.Module):
+    """A model that can be read from a folder or the hub, and written."""
+
+    config: DebertaConfig
+    architecture: str
+    """transformers' class for this head, without its family's prefix."""
+
+    def _checkpoint_tensors(self) -> dict[str, Tensor]:
+        return dict(self.state_dict(keep_vars=True))
+
+    def _initialise(self, modules: Iterator[nn.Module]) -> None:
+        for module in modules:
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d)):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+                if not isinstance(module, nn.Embedding) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, VocabularyHead):
+                nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, new: Sequence[str] = (), revision: str | None = None, **config_changes: Any
+    ) -> Self:
+        """Reads a model, strictly: every tensor of the file has its place and every weight its tensor.
+
+        Reads config.json or model_config.json; model.safetensors or pytorch_model.bin (weights only, nothing in it is
+        executed), sharded or whole; v1, v2 and v3, as Microsoft and Hugging Face name their tensors. Heads in the file
+        that this model does not have are left unread.
+
+        Args:
+            source: a folder, or a name on the hub.
+            new: modules that start fresh, whatever the file holds, e.g. ``("pooler", "classifier")``.
+            revision: branch, tag or commit on the hub.
+            config_changes: fields of the configuration to change, e.g. ``hidden_dropout_prob=0.2``.
+
+        Returns:
+            The model in float32, on the CPU, in evaluation mode.
+
+        Raises:
+            InputError: nothing there, a damaged file, a missing, unknown or misshapen tensor, NaN weights, an unknown
+                key of the configuration.
+        """
+        folder = local_folder(source, revision)
+        weights = checkpoint.find_weights(folder)
+        if weights is None:
+            raise InputError(f"{source} holds no model.safetensors and no pytorch_model.bin.")
+        tensors = checkpoint.read_weights(weights)
+        config = read_config(folder, v1=any(name.endswith(".in_proj.weight") for name in tensors))
+        if config_changes:
+            config = config.replace(**config_changes)
+        with torch.device("meta"):
+            model = cls(config)
+        if unknown := set(new) - {name for name, _ in model.named_children()}:
+            raise InputError(f"{cls.__name__} has no module {', '.join(sorted(unknown))} to start fresh.")
+        expected = model._checkpoint_tensors()
+        fresh = {name for name in expected if name.split(".")[0] in new}
+        wanted = [name for name in expected if name not in fresh]
+        found, missing = checkpoint.from_files(tensors, wanted, config.num_attention_heads, str(weights))
+        if missing:
+            raise InputError(checkpoint.missing_message(missing, str(weights)))
+        for name, tensor in found.items():
+            if tensor.shape != expected[name].shape:
+                raise InputError(
+                    f"{weights}: {name} has shape {tuple(tensor.shape)}, but the configuration asks for "
+                    f"{tuple(expected[name].shape)}."
+                )
+        model._assign({name: tensor.to(torch.float32) for name, tensor in found.items()})
+        for name in new:
+            child = model.get_submodule(name)
+            child.to_empty(device="cpu")
+            model._initialise(child.modules())
+        return model.eval()
+
+    def _assign(self, tensors: dict[str, Tensor]) -> None:
+        self.load_state_dict(tensors, strict=False, assign=True)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, which transformers' ``AutoModel...`` classes read as well.
+
+        Each file is complete before it takes its place.
+
+        Raises:
+            OSError: e.g. the disk is full; what was there stays.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        v1 = self.config.model_type == "deberta"
+        tensors = {name: tensor.detach() for name, tensor in self._checkpoint_tensors().items()}
+        named = checkpoint.to_files(tensors, v1, self.config.num_attention_heads)
+        checkpoint.write_weights(named, folder / "model.safetensors")
+        family = "Deberta" if v1 else "DebertaV2"
+        fields = self.config.to_dict() | {"architectures": [f"{family}{self.architecture}"]}
+        checkpoint.replace_file(folder / "config.json", (json.dumps(fields, indent=2) + "\n").encode())
+
+
+def local_folder(source: str | Path, revision: str | None = None, patterns: Sequence[str] = ()) -> Path:
+    """The folder of a model: the one given, or the hub's copy, downloaded once.
+
+    Raises:
+        InputError: no such folder, and no such model on the hub or no way to reach it.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    name = str(source)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(source).is_file():
+        raise InputError(f"there is no folder {name}.")
+    try:
+        wanted = list(patterns) or ["*config.json", "model*.safetensors", "model.safetensors.index.json"]
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        if not patterns and checkpoint.find_weights(folder) is None:
+            wanted = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"{name} is neither a folder nor a model that the hub can give now.") from error
+    return folder
+
+
+def read_config(folder: Path, v1: bool) -> DebertaConfig:
+    """The configuration in a model's folder.
+
+    Args:
+        folder: holds config.json or model_config.json.
+        v1: whether its weights are packed as v1's, which a model_config.json does not tell.
+
+    Raises:
+        InputError: none there, or see :meth:`DebertaConfig.from_file`.
+    """
+    path = next((folder / name for name in ("config.json", "model_config.json") if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(f"{folder} holds no config.json and no model_config.json.")
+    config = DebertaConfig.from_file(path)
+    return config.replace(model_type="deberta") if v1 and config.model_type != "deberta" else config

@@ -1,0 +1,507 @@
+"""The models as people use them: read, call, write.
+
+Each is called padded, ``model(input_ids, attention_mask)`` with (B, T) tensors, or packed,
+``model(input_ids, packing=packing)`` with (N,) ones; what comes out has the form of what went in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unbraid.attention import Backend
+from unbraid.errors import InputError
+from unbraid.model.config import DebertaConfig
+from unbraid.model.encoder import Embeddings, Encoder, Layer, Relative
+from unbraid.model.folder import Pretrained
+from unbraid.model.heads import MaskDecoder, Pooler, ReplacedTokenHead, VocabularyHead
+from unbraid.model.inputs import Inputs, check_ids
+from unbraid.packing import Packing, pad
+
+IGNORED = -100
+"""The label of what is not predicted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOutput:
+    """What the encoder says.
+
+    Attributes:
+        last_hidden_state: (B, T, C), zeros at padding; (N, C) if the input came packed.
+        hidden_states: the embeddings and every layer's output, shaped likewise, if asked for.
+        attentions: every layer's weights, (B, H, T, T), zeros at padding, if asked for.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOutput:
+    """What a head says: its logits, and the mean loss if labels were given."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanOutput:
+    """Where an answer starts and ends.
+
+    Attributes:
+        start_logits: (B, T), the dtype's lowest value at padding; (N,) if the input came packed.
+        end_logits: likewise.
+        loss: mean of both ends' cross entropy, if positions were given.
+    """
+
+    start_logits: Tensor
+    end_logits: Tensor
+    loss: Tensor | None = None
+
+
+class Deberta(Pretrained):
+    """The encoder."""
+
+    architecture = "Model"
+
+    def __init__(self, config: DebertaConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self._initialise(self.modules())
+
+    def _checkpoint_tensors(self) -> dict[str, Tensor]:
+        return {f"deberta.{name}": tensor for name, tensor in super()._checkpoint_tensors().items()}
+
+    def _assign(self, tensors: dict[str, Tensor]) -> None:
+        super()._assign({name.removeprefix("deberta."): tensor for name, tensor in tensors.items()})
+
+    def enter(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        packing: Packing | None,
+    ) -> Inputs:
+        """Checks a batch and packs it; see :meth:`Inputs.enter`."""
+        inputs = Inputs.enter(input_ids, attention_mask, token_type_ids, packing, self.config.vocab_size)
+        if inputs.token_type_ids is not None and self.config.type_vocab_size:
+            check_ids(inputs.token_type_ids, self.config.type_vocab_size, "token_type_ids")
+        return inputs
+
+    def encode(
+        self,
+        inputs: Inputs,
+        *,
+        num_layers: int | None = None,
+        perturbation: Callable[[Tensor], Tensor] | None = None,
+        visit: Callable[[Layer, Tensor], None] | None = None,
+    ) -> tuple[Tensor, Relative]:
+        """Packed states (N, C) after ``num_layers`` layers (all by default), and the relative positions."""
+        relative = self.encoder.relative(inputs.packing.max_length)
+        embedded = self.embeddings(inputs.ids, inputs.packing, inputs.token_type_ids, perturbation)
+        return self.encoder(embedded, inputs.packing, relative, num_layers, visit), relative
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        packing: Packing | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """Encodes tokens.
+
+        Args:
+            input_ids: (B, T) int, or (N,) with ``packing``.
+            attention_mask: (B, T), 1 = real; None: all real.
+            token_type_ids: the shape of input_ids; None: all of type 0. Unread by models without token types.
+            packing: of packed input_ids.
+            output_hidden_states: also give the embeddings and every layer's output.
+            output_attentions: also give the attention weights (from the reference backend, slow).
+
+        Raises:
+            InputError: ids out of range or of a wrong type, a mask of another shape, an empty batch, a sequence longer
+                than an absolute position table.
+        """
+        inputs = self.enter(input_ids, attention_mask, token_type_ids, packing)
+        relative = self.encoder.relative(inputs.packing.max_length)
+        hidden: list[Tensor] = []
+        attentions: list[Tensor] = []
+
+        def visit(layer: Layer, states: Tensor) -> None:
+            if output_hidden_states:
+                hidden.append(inputs.leave(states))
+            if output_attentions:
+                weights = layer.attention.weights(states, relative, inputs.packing)
+                attentions.append(_pad_weights(weights, inputs))
+
+        states, _ = self.encode(inputs, visit=visit)
+        output = inputs.leave(states)
+        return EncoderOutput(
+            output,
+            (*hidden, output) if output_hidden_states else None,
+            tuple(attentions) if output_attentions else None,
+        )
+
+
+def _pad_weights(weights: list[Tensor], inputs: Inputs) -> Tensor:
+    """Each sequence's (H, length, length) to one (B, H, T, T), zeros elsewhere."""
+    width = inputs.packing.max_length
+    padded = []
+    for weight, places in zip(
+        weights, inputs.packing.positions.split(inputs.packing.offsets.diff().tolist()), strict=True
+    ):
+        cells = weight.new_zeros(weight.shape[0], width, width)
+        cells[:, places[:, None], places] = weight
+        padded.append(cells)
+    return torch.stack(padded)
+
+
+class _Head(Pretrained):
+    """A model of an encoder and something on it."""
+
+    def __init__(self, config: DebertaConfig):
+        super().__init__()
+        self.config = config
+        self.deberta = Deberta(config)
+
+    @property
+    def backend(self) -> Backend:
+        """The attention backend."""
+        return self.deberta.encoder.backend
+
+
+class DebertaForMaskedLM(_Head):
+    """Predicts masked tokens, through the Enhanced Mask Decoder.
+
+    From the last layer instead where absolute positions enter at the input or ``mask_decoder_passes`` is 0.
+    """
+
+    architecture = "ForMaskedLM"
+
+    def __init__(self, config: DebertaConfig):
+        if config.enhanced_mask_decoder and config.num_hidden_layers < 2:
+            raise InputError("the mask decoder lends the last layer and reads the one before: num_hidden_layers >= 2.")
+        super().__init__(config)
+        self.decoder = MaskDecoder(config) if config.enhanced_mask_decoder else None
+        self.vocabulary = VocabularyHead(config)
+        self._initialise(child for name, part in self.named_children() if name != "deberta" for child in part.modules())
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        predict: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> HeadOutput:
+        """Scores the vocabulary at some tokens; only these are computed.
+
+        Args:
+            input_ids: (B, T) int, or (N,) with ``packing``.
+            attention_mask: (B, T), 1 = real; None: all real.
+            token_type_ids: the shape of input_ids, or None.
+            labels: the shape of input_ids, int; -100 = not predicted. Labels at padding are not read.
+            predict: bool, the shape of input_ids, instead of labels. Without either every real token is predicted.
+            packing: of packed input_ids.
+
+        Returns:
+            logits (M, V) of the predicted tokens in row-major order; the mean loss if labels were given (zero if none
+            is predicted).
+
+        Raises:
+            InputError: see :meth:`Deberta.forward`.
+        """
+        inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
+        if labels is not None:
+            labels = inputs.rows(labels, "labels")
+            rows = (labels != IGNORED).nonzero().squeeze(-1)
+            labels = labels[rows]
+            check_ids(labels, self.config.vocab_size, "labels")
+        elif predict is not None:
+            rows = inputs.rows(predict, "predict").nonzero().squeeze(-1)
+        else:
+            rows = torch.arange(len(inputs.ids), device=inputs.ids.device)
+        if self.decoder is not None:
+            below = self.config.num_hidden_layers - 1
+            states, relative = self.deberta.encode(inputs, num_layers=below)
+            decoded = self.decoder(self.deberta.encoder, states, relative, inputs.packing, rows)
+        else:
+            decoded = self.deberta.encode(inputs)[0][rows]
+        logits = self.vocabulary(decoded, self.deberta.embeddings.word.weight)
+        if labels is None:
+            return HeadOutput(logits)
+        return HeadOutput(logits, functional.cross_entropy(logits.float(), labels, reduction="sum") / max(1, len(rows)))
+
+
+class DebertaForReplacedTokenDetection(_Head):
+    """Tells for every token whether it was replaced (v3's discriminator)."""
+
+    architecture = "Model"
+
+    def __init__(self, config: DebertaConfig):
+        super().__init__(config)
+        self.replaced = ReplacedTokenHead(config)
+        self._initialise(self.replaced.modules())
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> HeadOutput:
+        """Scores every real token, [CLS] and [SEP] included.
+
+        Args:
+            input_ids: (B, T) int, or (N,) with ``packing``.
+            attention_mask: (B, T), 1 = real; None: all real.
+            token_type_ids: the shape of input_ids, or None.
+            labels: the shape of input_ids; 1 = replaced, 0 = original. Labels at padding are not read.
+            packing: of packed input_ids.
+
+        Returns:
+            logits (B, T), zeros at padding, or (N,); positive where the token looks replaced. The mean binary cross
+            entropy over real tokens if labels were given.
+
+        Raises:
+            InputError: see :meth:`Deberta.forward`.
+        """
+        inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
+        logits = self.replaced(self.deberta.encode(inputs)[0], inputs.packing)
+        loss = None
+        if labels is not None:
+            rows = inputs.rows(labels, "labels")
+            loss = functional.binary_cross_entropy_with_logits(logits.float(), rows.float())
+        return HeadOutput(inputs.leave(logits), loss)
+
+
+class DebertaForSequenceClassification(_Head):
+    """Labels or scores a text or a pair of texts."""
+
+    architecture = "ForSequenceClassification"
+
+    def __init__(self, config: DebertaConfig):
+        super().__init__(config)
+        self.pooler = Pooler(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._initialise(iter((self.pooler.dense, self.classifier)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        packing: Packing | None = None,
+        perturbation: Callable[[Tensor], Tensor] | None = None,
+    ) -> HeadOutput:
+        """Scores each sequence.
+
+        Args:
+            input_ids: (B, T) int, or (N,) with ``packing``.
+            attention_mask: (B, T), 1 = real; None: all real.
+            token_type_ids: the shape of input_ids, or None.
+            labels: (B,) ids; (B,) float for regression; (B, labels) 0 or 1 for multi-label.
+            packing: of packed input_ids.
+            perturbation: acts on the packed embeddings before their LayerNorm (SiFT).
+
+        Returns:
+            logits (B, labels), zeros for a sequence of padding only; the mean loss that ``config.problem_type`` asks
+            for if labels were given.
+
+        Raises:
+            InputError: see :meth:`Deberta.forward`; or a label out of range.
+        """
+        inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
+        states, _ = self.deberta.encode(inputs, perturbation=perturbation)
+        logits = self.classifier(self.dropout(self.pooler(states, inputs.packing)))
+        logits = torch.where((inputs.packing.offsets.diff() > 0)[:, None], logits, 0.0)
+        return HeadOutput(logits, None if labels is None else self._loss(logits.float(), labels))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        problem = self.config.problem_type or ("regression" if self.config.num_labels == 1 else None)
+        if problem == "regression":
+            return functional.mse_loss(logits, labels.view_as(logits).float())
+        if problem == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(logits, labels.float())
+        check_ids(labels, self.config.num_labels, "labels")
+        return functional.cross_entropy(logits, labels)
+
+
+class DebertaForTokenClassification(_Head):
+    """Labels every token."""
+
+    architecture = "ForTokenClassification"
+
+    def __init__(self, config: DebertaConfig):
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._initialise(iter((self.classifier,)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> HeadOutput:
+        """Scores each token.
+
+        Args:
+            input_ids: (B, T) int, or (N,) with ``packing``.
+            attention_mask: (B, T), 1 = real; None: all real.
+            token_type_ids: the shape of input_ids, or None.
+            labels: the shape of input_ids, ids; -100 = not counted. Labels at padding are not read.
+            packing: of packed input_ids.
+
+        Returns:
+            logits (B, T, labels), zeros at padding, or (N, labels); the mean cross entropy if labels were given.
+
+        Raises:
+            InputError: see :meth:`Deberta.forward`; or a label out of range.
+        """
+        inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
+        logits = self.classifier(self.dropout(self.deberta.encode(inputs)[0]))
+        loss = None
+        if labels is not None:
+            rows = inputs.rows(labels, "labels")
+            counted = rows != IGNORED
+            check_ids(rows[counted], self.config.num_labels, "labels")
+            total = functional.cross_entropy(logits.float(), rows, ignore_index=IGNORED, reduction="sum")
+            loss = total / counted.sum().clamp(min=1)
+        return HeadOutput(inputs.leave(logits), loss)
+
+
+class DebertaForQuestionAnswering(_Head):
+    """Finds the start and the end of an answer. "Not answerable" is the span of [CLS], position 0."""
+
+    architecture = "ForQuestionAnswering"
+
+    def __init__(self, config: DebertaConfig):
+        super().__init__(config)
+        self.spans = nn.Linear(config.hidden_size, 2)
+        self._initialise(iter((self.spans,)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> SpanOutput:
+        """Scores each token as the first and as the last of the answer.
+
+        Args:
+            input_ids: (B, T) int, or (N,) with ``packing``.
+            attention_mask: (B, T), 1 = real; None: all real.
+            token_type_ids: the shape of input_ids, or None.
+            start_positions: (B,) position of the answer's first token in its sequence; 0 ([CLS]) = not answerable;
+                -100 = not counted.
+            end_positions: (B,) likewise, of its last token.
+            packing: of packed input_ids.
+
+        Raises:
+            InputError: see :meth:`Deberta.forward`; or a position out of range.
+        """
+        inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
+        logits = self.spans(self.deberta.encode(inputs)[0])
+        lowest = torch.finfo(logits.dtype).min
+        start, end = logits.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            width = inputs.packing.max_length
+            real = pad(torch.ones_like(inputs.ids), inputs.packing, inputs.packing.positions, width)
+            losses = []
+            for scores, places in ((start, start_positions), (end, end_positions)):
+                check_ids(places[places != IGNORED], width, "positions")
+                spread = pad(scores.float(), inputs.packing, inputs.packing.positions, width)
+                spread = spread.masked_fill(real == 0, torch.finfo(torch.float32).min)
+                losses.append(functional.cross_entropy(spread, places, ignore_index=IGNORED))
+            loss = sum(losses) / 2
+        return SpanOutput(inputs.leave(start, lowest), inputs.leave(end, lowest), loss)
+
+
+class DebertaForMultipleChoice(_Head):
+    """Chooses one of several texts."""
+
+    architecture = "ForMultipleChoice"
+
+    def __init__(self, config: DebertaConfig):
+        super().__init__(config)
+        self.pooler = Pooler(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self._initialise(iter((self.pooler.dense, self.classifier)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        packing: Packing | None = None,
+        num_choices: int | None = None,
+    ) -> HeadOutput:
+        """Scores each choice.
+
+        Args:
+            input_ids: (B, K, T) int; or (N,) with ``packing``, whose sequences are the choices one example after the
+                other, and ``num_choices``.
+            attention_mask: (B, K, T), 1 = real. A choice of padding only is no choice.
+            token_type_ids: the shape of input_ids, or None.
+            labels: (B,) the number of the right choice.
+            packing: of packed input_ids.
+            num_choices: K, for packed input.
+
+        Returns:
+            logits (B, K), the dtype's lowest value where there is no choice; the mean cross entropy if labels were
+            given.
+
+        Raises:
+            InputError: see :meth:`Deberta.forward`; or a label out of range.
+        """
+        if packing is None:
+            if input_ids.dim() != 3:
+                raise InputError(f"input_ids has shape {tuple(input_ids.shape)}; give (examples, choices, tokens).")
+            num_choices = input_ids.shape[1]
+            input_ids, attention_mask, token_type_ids = (
+                None if cells is None else cells.flatten(0, 1) for cells in (input_ids, attention_mask, token_type_ids)
+            )
+        elif not num_choices or packing.batch_size % num_choices:
+            raise InputError(f"num_choices is {num_choices}, but {packing.batch_size} sequences are packed.")
+        inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)  # type: ignore[arg-type]
+        states, _ = self.deberta.encode(inputs)
+        logits = self.classifier(self.dropout(self.pooler(states, inputs.packing))).squeeze(-1)
+        logits = torch.where(inputs.packing.offsets.diff() > 0, logits, torch.finfo(logits.dtype).min)
+        logits = logits.view(-1, num_choices)
+        if labels is None:
+            return HeadOutput(logits)
+        check_ids(labels, num_choices, "labels")
+        return HeadOutput(logits, functional.cross_entropy(logits.float(), labels))
+
+
+def _classifier_dropout(config: DebertaConfig) -> float:
+    return config.hidden_dropout_prob if config.cls_dropout is None else config.cls_dropout
