@@ -56,7 +56,8 @@ def attention(
 
     scale = 1 / math.sqrt(q.shape[-1] * (1 + len(terms)))
     # A finite floor: a sequence without a single real key then has finite outputs and gradients.
-    bias_BHNK = torch.where(real_BK, 0.0, torch.finfo(q.dtype).min / 2).to(q.dtype)[:, None, None, :]
+    real_B11K = real_BK[:, None, None, :]
+    bias_BHNK = torch.zeros_like(real_B11K, dtype=q.dtype).masked_fill(~real_B11K, torch.finfo(q.dtype).min / 2)
     for term in terms:
         bias_BHNK = bias_BHNK + term * scale
     out_BHND = scaled_dot_product_attention(

@@ -232,6 +232,7 @@ class DebertaConfig:
             "position_buckets": self.position_buckets or -1,
             "max_relative_positions": self.max_relative_positions or -1,
             "pos_att_type": list(self.pos_att_type),
+            "norm_rel_ebd": self.norm_rel_ebd if self.relative_attention else "none",
             "id2label": {str(i): label for i, label in self.id2label.items()},
             "label2id": {label: i for i, label in self.id2label.items()},
             "pooler_hidden_size": self.hidden_size,

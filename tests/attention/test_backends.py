@@ -1,0 +1,180 @@
+"""Every backend against the reference in float64: outputs and the gradient of every input."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from unbraid.attention import disentangled_attention, relative_slots
+from unbraid.packing import Packing
+
+BACKENDS = ["sdpa"]
+LENGTHS = [[1], [2], [17], [63], [100], [1, 1, 1], [5, 1, 40, 17], [3, 0, 7]]
+SPAN, HEADS, WIDTH = 8, 3, 5
+
+
+@dataclasses.dataclass
+class Case:
+    tensors: dict[str, torch.Tensor]
+    slots: torch.Tensor
+    queries: Packing
+    keys: Packing
+
+    def run(self, backend: str, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The output, and the gradient of every input for a fixed random weighting of it."""
+        leaves = {name: tensor.detach().to(dtype, copy=True).requires_grad_() for name, tensor in self.tensors.items()}
+        inputs = {name: leaves.get(name) for name in ("q", "k", "v", "pos_k", "pos_q", "pos_pos")}
+        pos_pos = inputs.pop("pos_pos")
+        output = disentangled_attention(
+            **inputs, slots=self.slots, queries=self.queries, keys=self.keys, pos_pos=pos_pos, backend=backend
+        )
+        weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        (output * weight.to(dtype)).sum().backward()
+        return output.detach(), {name: _gradient(leaf) for name, leaf in leaves.items()}
+
+
+def _gradient(leaf: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def draw(keys: Packing, rows: torch.Tensor | None = None, terms=("pos_k", "pos_q"), max_length: int = 0) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    queries = keys if rows is None else keys.select(rows)
+    shapes = {
+        "q": (len(queries.positions), HEADS, WIDTH),
+        "k": (len(keys.positions), HEADS, WIDTH),
+        "v": (len(keys.positions), HEADS, WIDTH),
+        "pos_k": (2 * SPAN, HEADS, WIDTH),
+        "pos_q": (2 * SPAN, HEADS, WIDTH),
+        "pos_pos": (2 * SPAN, HEADS),
+    }
+    drawn = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    kept = {name: tensor for name, tensor in drawn.items() if name in ("q", "k", "v", *terms)}
+    slots = relative_slots(max_length or keys.max_length, SPAN, 40)
+    return Case(kept, slots, queries, keys)
+
+
+def check(case: Case, backend: str) -> None:
+    """In float64 to rounding; in float32 at most twice the reference's own float32 error (and a rounding)."""
+    truth, true_gradients = case.run("reference", torch.float64)
+    exact, exact_gradients = case.run(backend, torch.float64)
+    plain, plain_gradients = case.run("reference", torch.float32)
+    ours, gradients = case.run(backend, torch.float32)
+    pairs = [("output", truth, exact, plain, ours)]
+    pairs += [(n, true_gradients[n], exact_gradients[n], plain_gradients[n], gradients[n]) for n in case.tensors]
+    for name, right, double, single, mine in pairs:
+        scale = right.abs().max().clamp(min=1e-3) if right.numel() else 1.0
+        assert torch.allclose(double, right, rtol=0, atol=1e-12 * float(scale)), name
+        if right.numel():
+            allowed = 2 * (single - right).abs().max() + 2e-6 * scale
+            assert (mine - right).abs().max() <= allowed, name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_lengths(backend, lengths):
+    check(draw(Packing.from_lengths(lengths)), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "terms", [(), ("pos_k",), ("pos_q",), ("pos_pos",), ("pos_k", "pos_pos"), ("pos_k", "pos_q", "pos_pos")]
+)
+def test_every_subset_of_the_terms(backend, terms):
+    check(draw(Packing.from_lengths([9, 23]), terms=terms), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_left_padding_and_holes(backend):
+    mask = torch.rand(4, 37, generator=torch.Generator().manual_seed(2)) > 0.4
+    mask[0, :20] = False
+    mask[1] = False
+    check(draw(Packing.from_mask(mask)), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fewer_queries_than_keys(backend):
+    keys = Packing.from_lengths([12, 30, 4])
+    check(draw(keys, torch.tensor([0, 3, 11, 12, 40])), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_query_at_all(backend):
+    check(draw(Packing.from_lengths([4, 3]), torch.tensor([], dtype=torch.int64)), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_slots_for_more_than_the_longest_sequence(backend):
+    keys = dataclasses.replace(Packing.from_lengths([6, 11]), max_length=50)
+    check(draw(keys, max_length=50), backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_positions_alone_decide_not_the_place_in_memory(backend):
+    """A batch is its sequences, one by one."""
+    case = draw(Packing.from_lengths([7, 13]))
+    together, _ = case.run(backend, torch.float64)
+    for b, rows in enumerate((slice(0, 7), slice(7, 20))):
+        single = {name: t[rows] if name in "qkv" else t for name, t in case.tensors.items()}
+        packing = Packing.from_lengths([(7, 13)[b]])
+        alone, _ = Case(single, case.slots, dataclasses.replace(packing, max_length=13), packing).run(
+            backend, torch.float64
+        )
+        assert torch.allclose(alone, together[rows], atol=1e-12)
+
+
+def test_a_padded_batch_kept_whole():
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0, 0, 0]]).bool()
+    whole, packed = draw(Packing.whole(mask)), Packing.from_mask(mask)
+    rows = mask.flatten().nonzero().squeeze(-1)
+    tensors = {name: t[rows] if name in "qkv" else t for name, t in whole.tensors.items()}
+    expected, _ = Case(tensors, whole.slots, packed, packed).run("reference", torch.float64)
+    output, gradients = whole.run("sdpa", torch.float64)
+    assert torch.allclose(output[rows], expected, atol=1e-12)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_the_reference_is_the_equation():
+    """One score by hand."""
+    packing = Packing.from_lengths([3])
+    q, k, v = (torch.tensor(rows, dtype=torch.float64).view(3, 1, 2) for rows in ([1, 0, 0, 2, 1, 1],) * 3)
+    pos_k = torch.arange(8.0, dtype=torch.float64).view(4, 1, 2)
+    pos_q = pos_k.flip(0)
+    slots = relative_slots(3, None, 2)
+    assert slots.tolist() == [0, 1, 2, 3, 3]
+    expected = torch.empty(3, 2, dtype=torch.float64)
+    for i in range(3):
+        scores = []
+        for j in range(3):
+            slot = slots[i - j + 2]
+            dots = (q[i] * k[j]).sum() + (q[i] * pos_k[slot]).sum() + (k[j] * pos_q[slot]).sum()
+            scores.append(dots / (2 * 3) ** 0.5)
+        expected[i] = torch.stack(scores).softmax(0) @ v[:, 0]
+    output = disentangled_attention(q, k, v, pos_k, pos_q, slots, packing, packing, backend="reference")
+    assert torch.allclose(output[:, 0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_dropout_drops_weights_and_keeps_their_mean(backend):
+    packing = Packing.from_lengths([50] * 8)
+    case = draw(packing)
+    ones = case.tensors | {"v": torch.ones(400, HEADS, WIDTH, dtype=torch.float64)}
+    torch.manual_seed(0)
+    output = disentangled_attention(
+        **{n: ones[n] for n in ("q", "k", "v", "pos_k", "pos_q")},
+        slots=case.slots, queries=packing, keys=packing, dropout_p=0.3, backend=backend,
+    )  # fmt: skip
+    assert output.std() > 0.05
+    assert abs(float(output.mean()) - 1) < 0.02
+
+
+def test_a_backend_asked_for_by_name_serves_or_raises():
+    packing = Packing.whole(torch.ones(1, 3, dtype=torch.bool))
+    rows = torch.zeros(3, 1, 2)
+    slots = relative_slots(3, None, 3)
+    with pytest.raises(ValueError, match="packed rows only"):
+        disentangled_attention(rows, rows, rows, None, None, slots, packing, packing, backend="reference")
+    with pytest.raises(ValueError, match="'flash' is unknown"):
+        disentangled_attention(rows, rows, rows, None, None, slots, packing, packing, backend="flash")
