@@ -161,7 +161,7 @@ def _listed(names: list[str]) -> str:
 def _with_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names with the prefix ``deberta.``, which a bare encoder's file lacks and old files call ``bert.``."""
     if any(name.startswith("bert.") for name in tensors):
-        return {f"de{name}" if name.startswith("bert.") else name: tensor for name, tensor in tensors.items()}
+        return {f"deberta.{name[5:]}" if name.startswith("bert.") else name: t for name, t in tensors.items()}
     if any(name.startswith("deberta.") for name in tensors):
         return tensors
     bare = ("embeddings.", "encoder.")

@@ -95,7 +95,7 @@ class DebertaConfig:
     """Dropout before the pooler."""
     cls_dropout: Probability | None = None
     """Dropout before a classifier; None: hidden_dropout_prob."""
-    id2label: dict[int, str] = dataclasses.field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+    id2label: dict[int, str] = dataclasses.field(default_factory=lambda: unnamed_labels(2))
     """Names of a classifier's labels, by id."""
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
     """What a sequence classifier is trained for; None: regression with one label, else one of the labels."""
@@ -153,11 +153,13 @@ class DebertaConfig:
         return self.mask_decoder_passes > 0 and not self.position_biased_input
 
     def replace(self, **changes: Any) -> DebertaConfig:
-        """A copy with some fields changed.
+        """A copy with some fields changed; ``num_labels=3`` stands for three labels without names.
 
         Raises:
             InputError: the changes are unknown or do not fit.
         """
+        if num_labels := changes.pop("num_labels", None):
+            changes["id2label"] = unnamed_labels(num_labels)
         return _validated({**dataclasses.asdict(self), **changes}, "configuration")
 
     @classmethod
@@ -177,8 +179,9 @@ class DebertaConfig:
             "position_buckets": None,
             "share_att_key": False,
             "norm_rel_ebd": "none",
-            "conv_act": "tanh",
         }
+        if fields.get("conv_kernel_size"):
+            read["conv_act"] = "tanh"
         pooling = fields.pop("pooling", {})
         read.update({f"pooler_{key}": pooling[key] for key in ("dropout", "hidden_act") if key in pooling})
         head_size = fields.pop("attention_head_size", None)
@@ -199,7 +202,7 @@ class DebertaConfig:
         if read.get("pad_token_id", 0) is None:
             del read["pad_token_id"]
         if read.get("id2label") is None:
-            read["id2label"] = {i: f"LABEL_{i}" for i in range(num_labels or 2)}
+            read["id2label"] = unnamed_labels(num_labels or 2)
         config = _validated(read, source)
         if head_size not in (None, config.head_size):
             raise InputError(
@@ -239,6 +242,15 @@ class DebertaConfig:
             "legacy": False,
         }
         return fields
+
+
+def unnamed_labels(count: int) -> dict[int, str]:
+    """Labels as transformers calls them when nobody did.
+
+    >>> unnamed_labels(2)
+    {0: 'LABEL_0', 1: 'LABEL_1'}
+    """
+    return {i: f"LABEL_{i}" for i in range(count)}
 
 
 def _position_terms(value: object) -> list[str]:

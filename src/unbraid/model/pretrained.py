@@ -397,7 +397,7 @@ class DebertaForQuestionAnswering(_Head):
     architecture = "ForQuestionAnswering"
 
     def __init__(self, config: DebertaConfig):
-        super().__init__(config.replace(id2label={0: "LABEL_0", 1: "LABEL_1"}))  # transformers sizes this head by them
+        super().__init__(config.replace(num_labels=2))  # transformers sizes this head by them
         self.spans = nn.Linear(config.hidden_size, 2)
         self._initialise(iter((self.spans,)))
 

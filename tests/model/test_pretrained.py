@@ -1,0 +1,278 @@
+"""The models as people use them: forms of input, invariances, bad input."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from unbraid.errors import InputError
+from unbraid.model.config import DebertaConfig
+from unbraid.model.pretrained import (
+    Deberta,
+    DebertaForMaskedLM,
+    DebertaForMultipleChoice,
+    DebertaForQuestionAnswering,
+    DebertaForReplacedTokenDetection,
+    DebertaForSequenceClassification,
+    DebertaForTokenClassification,
+)
+from unbraid.packing import Packing
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 32,
+    "position_buckets": 8,
+}
+CONFIGS = {
+    "v3": DebertaConfig(**SMALL),
+    "v2": DebertaConfig(**SMALL, conv_kernel_size=3),
+    "p2p": DebertaConfig(**SMALL, pos_att_type=("c2p", "p2c", "p2p"), share_att_key=False),
+    "bert": DebertaConfig(
+        **SMALL, relative_attention=False, pos_att_type=(), position_biased_input=True, type_vocab_size=2
+    ),
+}
+HEADS = [
+    Deberta,
+    DebertaForMaskedLM,
+    DebertaForReplacedTokenDetection,
+    DebertaForSequenceClassification,
+    DebertaForTokenClassification,
+    DebertaForQuestionAnswering,
+]
+
+
+def draw(model_class, config: DebertaConfig):
+    model = model_class(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            norm = "norm" in name and name.endswith("weight")
+            parameter.normal_(1.0 if norm else 0.0, 0.1 if norm else 0.3, generator=generator)
+    return model
+
+
+def batch(rows: int = 3, width: int = 17) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(0, SMALL["vocab_size"], (rows, width), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(rows, width, dtype=torch.int64)
+    mask[1:2, 9:] = 0
+    return ids, mask
+
+
+def says(output) -> torch.Tensor:
+    for name in ("last_hidden_state", "logits", "start_logits"):
+        if hasattr(output, name):
+            return getattr(output, name)
+    raise AssertionError(output)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("head", HEADS)
+def test_padded_packed_and_alone_are_the_same(head, config):
+    """A sequence's outputs depend neither on padding, nor on its neighbours, nor on their order."""
+    model = draw(head, config)
+    ids, mask = batch()
+    padded = says(model(ids, mask))
+    per_sequence = head is DebertaForSequenceClassification
+    packed = says(model(ids[mask.bool()], packing=Packing.from_mask(mask.bool())))
+    if head is DebertaForMaskedLM or per_sequence:
+        assert torch.allclose(packed, padded, atol=1e-5)
+    else:
+        assert torch.allclose(packed, padded[mask.bool()], atol=1e-5)
+    backwards = says(model(ids.flip(0), mask.flip(0)))
+    alone = says(model(ids[1:2, :9]))
+    wider = says(model(nn.functional.pad(ids, (0, 5)), nn.functional.pad(mask, (0, 5))))
+    if head is DebertaForMaskedLM:
+        assert torch.allclose(alone, padded[17:26], atol=1e-5)
+        assert torch.allclose(wider, padded, atol=1e-5)
+    else:
+        assert torch.allclose(backwards.flip(0), padded, atol=1e-5)
+        assert torch.allclose(alone[0], padded[1] if per_sequence else padded[1, :9], atol=1e-5)
+        assert torch.allclose(wider if per_sequence else wider[:, :17], padded, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_both_backends_and_a_batch_kept_whole(config):
+    model = draw(Deberta, config)
+    ids, mask = batch()
+    mask[2, 4] = 0
+    expected = model(ids, mask).last_hidden_state
+    model.encoder.backend = "reference"
+    assert torch.allclose(model(ids, mask).last_hidden_state, expected, atol=1e-5)
+    model.encoder.backend = "sdpa"
+    whole = model(ids.flatten(), packing=Packing.whole(mask.bool())).last_hidden_state.view(3, 17, -1)
+    assert torch.allclose(whole[mask.bool()], expected[mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIGS["v3"], CONFIGS["v2"]], ids=["v3", "v2"])
+def test_left_padding_changes_nothing_without_absolute_positions(config):
+    model = draw(Deberta, config)
+    ids, _ = batch(1, 12)
+    shifted = model(nn.functional.pad(ids, (6, 0)), nn.functional.pad(torch.ones_like(ids), (6, 0)))
+    assert torch.allclose(shifted.last_hidden_state[:, 6:], model(ids).last_hidden_state, atol=1e-5)
+
+
+def test_hidden_states_on_request():
+    model = draw(Deberta, CONFIGS["v2"])
+    output = model(*batch(), output_hidden_states=True)
+    assert len(output.hidden_states) == 4
+    assert output.hidden_states[-1] is output.last_hidden_state
+    assert model(*batch()).hidden_states is None
+
+
+def test_attention_weights_sum_to_one_at_real_tokens():
+    ids, mask = batch()
+    attentions = draw(Deberta, CONFIGS["p2p"])(ids, mask, output_attentions=True).attentions
+    assert len(attentions) == 3
+    for weights in attentions:
+        sums = weights.sum(-1)
+        assert torch.allclose(sums, mask[:, None].expand_as(sums).float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_gradient_checkpointing_changes_no_gradient(config):
+    config = config.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    gradients = []
+    for recompute in (False, True):
+        model = draw(DebertaForSequenceClassification, config).train()
+        model.deberta.encoder.gradient_checkpointing = recompute
+        model(*batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert (plain is None) == (recomputed is None)
+        assert plain is None or torch.allclose(plain, recomputed, atol=1e-6)
+
+
+def test_dropout_only_in_training():
+    model = draw(Deberta, CONFIGS["v3"])
+    assert torch.equal(model(*batch()).last_hidden_state, model(*batch()).last_hidden_state)
+    model.train()
+    assert not torch.equal(model(*batch()).last_hidden_state, model(*batch()).last_hidden_state)
+
+
+def test_predict_and_labels_agree():
+    model = draw(DebertaForMaskedLM, CONFIGS["v3"])
+    ids, mask = batch()
+    labels = torch.full_like(ids, -100)
+    labels[0, 3], labels[1, 2], labels[1, 12] = 7, 8, 9  # the last one stands at padding
+    output = model(ids, mask, labels=labels)
+    assert output.logits.shape == (2, 60)
+    expected = nn.functional.cross_entropy(output.logits, torch.tensor([7, 8]))
+    assert torch.allclose(output.loss, expected)
+    assert torch.allclose(model(ids, mask, predict=labels != -100).logits, output.logits)
+    assert torch.allclose(model(ids, mask).logits[[3, 19]], output.logits, atol=1e-5)
+    nothing = model(ids, mask, labels=torch.full_like(ids, -100))
+    assert nothing.loss == 0
+    assert nothing.logits.shape == (0, 60)
+    nothing.loss.backward()
+
+
+def test_the_number_of_decoder_passes_matters():
+    ids, mask = batch()
+    logits = []
+    for passes in range(4):
+        model = draw(DebertaForMaskedLM, CONFIGS["v3"].replace(mask_decoder_passes=passes))
+        assert (model.decoder is None) == (passes == 0)
+        logits.append(model(ids, mask).logits)
+    for one, other in itertools.pairwise(logits):
+        assert (one - other).abs().max() > 0.1
+
+
+def test_losses_by_hand():
+    ids, mask = batch()
+    labels = torch.randint(0, 2, ids.shape, generator=torch.Generator().manual_seed(4))
+    tokens = draw(DebertaForTokenClassification, CONFIGS["v3"])
+    labels[0, 0] = -100
+    output = tokens(ids, mask, labels=labels)
+    counted = mask.bool() & (labels != -100)
+    assert torch.allclose(output.loss, nn.functional.cross_entropy(output.logits[counted], labels[counted]))
+    assert not output.logits[~mask.bool()].any()
+
+    spans = draw(DebertaForQuestionAnswering, CONFIGS["v3"])
+    start, end = torch.tensor([2, 0, 5]), torch.tensor([4, 0, 5])
+    answer = spans(ids, mask, start_positions=start, end_positions=end)
+    assert (answer.start_logits[~mask.bool()] == torch.finfo(torch.float32).min).all()
+    expected = [
+        nn.functional.cross_entropy(answer.start_logits, start),
+        nn.functional.cross_entropy(answer.end_logits, end),
+    ]
+    assert torch.allclose(answer.loss, sum(expected) / 2)
+
+
+def test_a_row_of_padding_only_gives_zeros():
+    ids, mask = batch()
+    mask[2] = 0
+    for head in (Deberta, DebertaForReplacedTokenDetection, DebertaForTokenClassification):
+        assert not says(draw(head, CONFIGS["v2"])(ids, mask))[2].any()
+    classifier = draw(DebertaForSequenceClassification, CONFIGS["v3"])
+    assert not classifier(ids, mask).logits[2].any()
+    assert torch.allclose(classifier(ids, mask).logits[:2], classifier(ids[:2], mask[:2]).logits, atol=1e-5)
+    for head in HEADS:
+        assert says(draw(head, CONFIGS["v2"])(ids, mask * 0)).isfinite().all()
+
+
+def test_a_choice_of_padding_only_is_no_choice():
+    model = draw(DebertaForMultipleChoice, CONFIGS["v3"])
+    ids, mask = batch(6)
+    mask[5] = 0
+    output = model(ids.view(2, 3, -1), mask.view(2, 3, -1), labels=torch.tensor([2, 1]))
+    assert output.logits[1].softmax(-1)[2] == 0
+    assert output.loss.isfinite()
+    packed = model(ids[mask.bool()], packing=Packing.from_mask(mask.bool()), num_choices=3)
+    assert torch.allclose(packed.logits, output.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": torch.tensor([[1, 60]])}, "input_ids holds 60, outside the 60 ids from 0 to 59"),
+        ({"input_ids": torch.tensor([[1, -2]])}, "input_ids holds -2"),
+        ({"input_ids": torch.tensor([[1.0, 2.0]])}, "whole numbers"),
+        ({"input_ids": torch.zeros(0, 4, dtype=torch.int64)}, "at least one of each"),
+        ({"input_ids": torch.zeros(4, dtype=torch.int64)}, r"give \(sequences, tokens\)"),
+        ({"attention_mask": torch.ones(2, 3)}, r"attention_mask has shape \(2, 3\) but input_ids has \(1, 2\)"),
+        ({"token_type_ids": torch.ones(2, 3)}, "token_type_ids has shape"),
+        ({"labels": torch.tensor([[1, 77]])}, "labels holds 77"),
+        ({"labels": torch.tensor([[1, 2, 3]])}, "labels has shape"),
+        ({"predict": torch.ones(1, 3, dtype=torch.bool)}, "predict has shape"),
+        ({"packing": Packing.from_lengths([3])}, "its packing has 3 tokens"),
+        ({"input_ids": torch.zeros(1, 33, dtype=torch.int64)}, "33 tokens does not fit the 32 absolute positions"),
+    ],
+)
+def test_bad_input_is_one_sentence(change, message):
+    model = draw(DebertaForMaskedLM, CONFIGS["v3"])
+    with pytest.raises(InputError, match=message) as caught:
+        model(**({"input_ids": torch.tensor([[1, 2]])} | change))
+    assert "\n" not in str(caught.value)
+
+
+def test_only_absolute_positions_limit_the_length():
+    ids = torch.randint(0, 60, (1, 100))
+    assert draw(Deberta, CONFIGS["v3"])(ids).last_hidden_state.shape == (1, 100, 24)
+    with pytest.raises(InputError, match="100 tokens does not fit"):
+        draw(Deberta, CONFIGS["bert"])(ids)
+
+
+def test_the_mask_decoder_needs_two_layers():
+    with pytest.raises(InputError, match="num_hidden_layers >= 2"):
+        DebertaForMaskedLM(CONFIGS["v3"].replace(num_hidden_layers=1))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_overfits_one_batch(config):
+    torch.manual_seed(0)
+    model = DebertaForMaskedLM(config.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    ids, mask = batch()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(200):
+        loss = model(ids, mask, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
