@@ -89,11 +89,8 @@ class Packing:
 
     def to(self, device: torch.device | str) -> Packing:
         """The same packing on another device."""
-        moved = {
-            field.name: value.to(device) if isinstance(value := getattr(self, field.name), Tensor) else value
-            for field in dataclasses.fields(self)
-        }
-        return Packing(**moved)
+        mask = None if self.mask is None else self.mask.to(device)
+        return Packing(self.offsets.to(device), self.positions.to(device), self.max_length, self.longest, mask)
 
 
 def pad(rows: Tensor, packing: Packing, columns: Tensor, width: int) -> Tensor:

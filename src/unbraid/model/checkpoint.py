@@ -200,6 +200,21 @@ def find_weights(folder: Path) -> Path | None:
     return next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
 
 
+def weight_names(path: Path) -> list[str]:
+    """The names of the tensors in a weight file, or in all shards of an index.
+
+    Raises:
+        InputError: see :func:`read_weights`.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                return list(file.keys())
+        except safetensors.SafetensorError as error:
+            raise InputError(f"{path} is damaged or no weight file; download or save it again.") from error
+    return list(read_weights(path))
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads a weight file, or all shards of an index. Nothing in them is ever executed.
 

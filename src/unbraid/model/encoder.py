@@ -1,4 +1,4 @@
-"""Embeddings, Attention, Layer, Convolution, Encoder.
+"""Embeddings, Attention, Layer, Encoder.
 
 Everything here works on packed rows: N real tokens of all sequences, C wide. A Packing travels beside them.
 """
@@ -10,21 +10,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from unbraid.attention import Backend, attention_probabilities, disentangled_attention, relative_slots, relative_span
 from unbraid.errors import InputError
-from unbraid.model.config import Activation, DebertaConfig
-from unbraid.packing import Packing, pad
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
-    "relu": functional.relu,
-    "silu": functional.silu,
-    "tanh": torch.tanh,
-}
+from unbraid.model.activations import ACTIVATIONS
+from unbraid.model.config import DebertaConfig
+from unbraid.model.convolution import Convolution
+from unbraid.packing import Packing
 
 
 class Embeddings(nn.Module):
@@ -199,31 +192,6 @@ class Layer(nn.Module):
         return self.norm(attended + self.dropout(self.down(self.activation(self.up(attended)))))
 
 
-class Convolution(nn.Module):
-    """The convolution beside the first layer: it sees the n-grams of the embeddings.
-
-    Source: DeBERTa section 5.3 (nGiE); microsoft/DeBERTa deberta/bert.py: ConvLayer at 4d7fe0b.
-    """
-
-    def __init__(self, config: DebertaConfig):
-        super().__init__()
-        width, kernel = config.hidden_size, config.conv_kernel_size
-        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.conv_groups)
-        self.activation = ACTIVATIONS[config.conv_act]
-        self.norm = nn.LayerNorm(width, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, embedded: Tensor, states: Tensor, packing: Packing) -> Tensor:
-        """Adds the convolved embeddings (N, C) to the first layer's states (N, C); zeros fill holes and borders."""
-        width = packing.max_length
-        if packing.mask is not None:
-            embedded = embedded * packing.mask.flatten()[:, None]
-        padded = pad(embedded, packing, packing.positions, width)  # (B, T, C)
-        seen = self.conv(padded.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-        seen = seen[packing.sequence_ids() * width + packing.positions]  # (N, C)
-        return self.norm(states + self.activation(self.dropout(seen)))
-
-
 class Encoder(nn.Module):
     """The layers and the relative table that they share.
 
@@ -251,7 +219,7 @@ class Encoder(nn.Module):
         config = self.config
         slots = relative_slots(max_length, config.position_buckets, config.max_distance, config.long_distance)
         if self.relative_table is None:
-            return Relative(None, slots.to(self.layers[0].norm.weight.device))
+            return Relative(None, slots.to(next(self.parameters()).device))
         first, last = (int(slots[0]), int(slots[-1])) if max_length else (0, -1)
         table = self.relative_table.weight[first : last + 1]
         if self.relative_norm is not None:

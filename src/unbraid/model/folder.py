@@ -137,6 +137,20 @@ def local_folder(source: str | Path, revision: str | None = None, patterns: Sequ
     return folder
 
 
+def has_masked_language_model(source: str | Path) -> bool:
+    """Whether a folder or hub name says that its model predicts masked tokens.
+
+    Raises:
+        InputError: no such model, or no configuration in it.
+    """
+    folder = local_folder(source)
+    try:
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder} holds no readable config.json.") from error
+    return architectures[0].endswith("ForMaskedLM")
+
+
 def read_config(folder: Path, v1: bool) -> DebertaConfig:
     """The configuration in a model's folder.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.config import DebertaConfig
-from unbraid.model.encoder import ACTIVATIONS, Encoder, Relative, checked_positions
+from unbraid.model.encoder import Encoder, Relative, checked_positions
 from unbraid.packing import Packing
 
 

@@ -439,7 +439,7 @@ class DebertaForQuestionAnswering(_Head):
                 spread = pad(scores.float(), inputs.packing, inputs.packing.positions, width)
                 spread = spread.masked_fill(real == 0, torch.finfo(torch.float32).min)
                 losses.append(functional.cross_entropy(spread, places, ignore_index=IGNORED))
-            loss = sum(losses) / 2
+            loss = (losses[0] + losses[1]) / 2
         return SpanOutput(inputs.leave(start, lowest), inputs.leave(end, lowest), loss)
 
 
@@ -487,12 +487,12 @@ class DebertaForMultipleChoice(_Head):
             if input_ids.dim() != 3:
                 raise InputError(f"input_ids has shape {tuple(input_ids.shape)}; give (examples, choices, tokens).")
             num_choices = input_ids.shape[1]
-            input_ids, attention_mask, token_type_ids = (
-                None if cells is None else cells.flatten(0, 1) for cells in (input_ids, attention_mask, token_type_ids)
-            )
+            input_ids = input_ids.flatten(0, 1)
+            attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+            token_type_ids = None if token_type_ids is None else token_type_ids.flatten(0, 1)
         elif not num_choices or packing.batch_size % num_choices:
             raise InputError(f"num_choices is {num_choices}, but {packing.batch_size} sequences are packed.")
-        inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)  # type: ignore[arg-type]
+        inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
         states, _ = self.deberta.encode(inputs)
         logits = self.classifier(self.dropout(self.pooler(states, inputs.packing))).squeeze(-1)
         logits = torch.where(inputs.packing.offsets.diff() > 0, logits, torch.finfo(logits.dtype).min)

@@ -1,0 +1,225 @@
+"""Rows of labelled data, from CSV, TSV, JSON Lines and Parquet files and from data sets of the hub."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from unbraid.errors import InputError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        place: where it stands, for messages: "reviews.csv, line 7".
+        cells: column -> value.
+    """
+
+    place: str
+    cells: dict[str, Any]
+
+    def cell(self, column: str) -> Any:
+        """The value in a column.
+
+        Raises:
+            InputError: no such column, or nothing in it.
+        """
+        if column not in self.cells:
+            raise InputError(
+                f"{self.place}: there is no column {column!r}, only {', '.join(self.cells)}; name the right one."
+            )
+        value = self.cells[column]
+        if value is None:
+            raise InputError(f"{self.place}: column {column!r} is missing its value; fill it in or drop the row.")
+        return value
+
+    def text(self, column: str) -> str:
+        """A text, possibly empty.
+
+        Raises:
+            InputError: no such column, no value, no text, or lone surrogates in it.
+        """
+        value = self.cell(column)
+        if not isinstance(value, str):
+            raise InputError(f"{self.place}: column {column!r} holds {value!r}, which is not a text.")
+        if _SURROGATE.search(value):
+            raise InputError(
+                f"{self.place}: column {column!r} holds half of a surrogate pair; write the character whole."
+            )
+        return value
+
+    def name(self, column: str) -> str:
+        """The name of a class; whole numbers and truth values are written as JSON writes them.
+
+        >>> Row("a.jsonl, line 1", {"label": 1.0}).name("label")
+        '1'
+        >>> Row("a.jsonl, line 1", {"label": True}).name("label")
+        'true'
+
+        Raises:
+            InputError: no such column, no value, or nothing that names a class.
+        """
+        value = self.cell(column)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        name = value if isinstance(value, str) else json.dumps(value) if isinstance(value, bool | int) else ""
+        if not name:
+            raise InputError(
+                f"{self.place}: column {column!r} holds {value!r}, which names no class; "
+                "fill it in, or choose the kind regression for scores."
+            )
+        return name
+
+    def number(self, column: str) -> float:
+        """A finite number.
+
+        Raises:
+            InputError: no such column, no value, or no finite number.
+        """
+        value = self.cell(column)
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"{self.place}: column {column!r} holds {value!r}, which is not a finite number.")
+        return number
+
+
+def read_rows(source: str, *, dataset: str | None = None, subset: str | None = None) -> Iterator[Row]:
+    """Reads a file, or a split of a hub data set, row by row.
+
+    CSV follows RFC 4180 (quotes). TSV has no quoting, as in the files of GLUE: a tab always ends a cell.
+    JSON Lines has one object a line. Empty lines are passed over.
+
+    Args:
+        source: the file; or the split, when ``dataset`` is given.
+        dataset: name of a data set on the hub.
+        subset: configuration of the data set.
+
+    Raises:
+        InputError: what is wrong with the data, and where.
+    """
+    rows = _read_file(Path(source)) if dataset is None else _read_hub(dataset, subset, source)
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
+        raise InputError(f"{source} has no examples.")
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix not in _READERS:
+        raise InputError(f"{path} is none of the known kinds of file: {', '.join(_READERS)} (text also with .gz).")
+    return _READERS[suffix](path)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, with their ends, without a byte order mark."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}, line {number}: byte {error.start + 1} is not UTF-8; convert the file to UTF-8."
+                    ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
+    reader = csv.reader(_lines(path), strict=True)
+    header: list[str] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{path}, line {line}: this is not CSV ({error}); see to its quotes.") from None
+        if cells is None:
+            return
+        if header and cells:
+            yield _table_row(path, line, header, cells)
+        header = header or cells
+
+
+def _read_tsv(path: Path) -> Iterator[Row]:
+    header: list[str] = []
+    for line, text in enumerate(_lines(path), 1):
+        cells = text.rstrip("\r\n").split("\t")
+        if header and cells != [""]:
+            yield _table_row(path, line, header, cells)
+        header = header or cells
+
+
+def _table_row(path: Path, line: int, header: list[str], cells: list[str]) -> Row:
+    place = f"{path}, line {line}"
+    if len(cells) != len(header):
+        raise InputError(f"{place}: there are {len(cells)} cells but {len(header)} columns; see to its separators.")
+    return Row(place, dict(zip(header, cells, strict=True)))
+
+
+def _read_json_lines(path: Path) -> Iterator[Row]:
+    for line, text in enumerate(_lines(path), 1):
+        if not text.strip():
+            continue
+        try:
+            cells = json.loads(text)
+        except (ValueError, RecursionError):
+            cells = None
+        if not isinstance(cells, dict):
+            raise InputError(f"{path}, line {line}: this is not a JSON object; write one object a line.")
+        yield Row(f"{path}, line {line}", cells)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            row = 0
+            for batch in file.iter_batches():
+                for cells in batch.to_pylist():
+                    row += 1
+                    yield Row(f"{path}, row {row}", cells)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+
+
+def _read_hub(dataset: str, subset: str | None, split: str) -> Iterator[Row]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        table = load_dataset(dataset, subset, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"split {split!r} of the data set {dataset} cannot be loaded: {reason}") from None
+    for number, cells in enumerate(table, 1):
+        yield Row(f"{dataset} {split}, row {number}", dict(cells))
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json_lines,
+    ".parquet": _read_parquet,
+}

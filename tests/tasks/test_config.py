@@ -1,0 +1,53 @@
+"""What may be said about a task, and what may not."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from unbraid.tasks.config import DataConfig, TaskConfig
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "best_by"),
+    [
+        ("classification", None, "accuracy"),
+        ("classification", "matthews", "matthews"),
+        ("regression", None, "pearson_spearman"),
+        ("regression", "spearman", "spearman"),
+    ],
+)
+def test_the_best_checkpoint_has_a_metric(kind, metric, best_by):
+    assert TaskConfig(train="a.csv", dev="b.csv", kind=kind, metric=metric).best_by == best_by
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metric": "pearson"}, "classification has no metric pearson"),
+        ({"kind": "regression", "metric": "f1"}, "regression has no metric f1"),
+        ({"kind": "regression", "labels": ("a", "b")}, "regression has no classes"),
+        ({"labels": ("a",)}, "at least two different"),
+        ({"labels": ("a", "b", "a")}, "at least two different"),
+        ({"max_length": 2}, "max_length"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"kind": "ranking"}, "kind"),
+        ({"colour": "red"}, "colour"),
+        ({"data": {"subset": "cola"}}, "give dataset too"),
+        ({"data": {"texts": "sentence"}}, "texts"),
+    ],
+)
+def test_what_does_not_fit_is_named(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        TaskConfig(train="a.csv", dev="b.csv", **fields)
+
+
+def test_data_may_be_a_table_of_a_recipe():
+    config = TaskConfig(train="train", dev="validation", data={"dataset": "nyu-mll/glue", "subset": "cola"})
+    assert config.data == DataConfig(dataset="nyu-mll/glue", subset="cola")
+
+
+def test_the_configuration_imports_nothing_slow():
+    code = "import sys, unbraid.tasks.config; print({'torch', 'numpy', 'datasets', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,0 +1,247 @@
+"""Predictions on plain text equal the model called on one padded text at a time."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from unbraid.errors import InputError
+from unbraid.inference import Classifier, FillMask
+from unbraid.model.config import DebertaConfig
+from unbraid.model.pretrained import DebertaForMaskedLM, DebertaForSequenceClassification
+from unbraid.text.tokenizer import train_tokenizer
+
+LINES = [
+    f"the {who} {does} {what}, and one dog did not."
+    for who in ("dog", "quick cat", "bird", "lazy child", "old fox")
+    for does in ("sat on", "ran from", "looked at", "sang to", "jumped over")
+    for what in ("the mat", "a hill", "one tree", "my house")
+]
+TEXTS = ["w1 w2 w3 w4 w5 w6", "w7", "", "w9 w10 w11", "w1 w2", "w3 w4 w5 w6 w7 w8 w9 w10 w11 w12"]
+
+
+@dataclasses.dataclass
+class Words:
+    """What a tokenizer answers, one id a word."""
+
+    ids: list[int]
+    segments: list[int]
+    truncated: bool
+
+
+class WordTokenizer:
+    """[PAD] 0, [CLS] 1, [SEP] 2, [MASK] 3, and the words w4 to w39 by their number."""
+
+    pad_id, cls_id, sep_id, mask_id = range(4)
+    special_ids = frozenset(range(4))
+
+    def __len__(self):
+        return 40
+
+    def encode_batch(self, texts, pairs=None, *, max_length):
+        return [self.encode(*both, max_length) for both in zip(texts, pairs or [None] * len(texts), strict=True)]
+
+    def encode(self, text, pair, max_length):
+        number = lambda words: [self.mask_id if word == "[MASK]" else int(word[1:]) % 36 + 4 for word in words]  # noqa: E731
+        ids = [1, *number(re.findall(r"\[MASK\]|w\d+", text)), 2]
+        segments = [0] * len(ids)
+        if pair is not None:
+            second = [*number(re.findall(r"w\d+", pair)), 2]
+            ids, segments = ids + second, segments + [1] * len(second)
+        return Words(ids[:max_length], segments[:max_length], len(ids) > max_length)
+
+    def token(self, token):
+        if token >= len(self):
+            raise IndexError(token)
+        return "[MASK]" if token == self.mask_id else f"w{token}"
+
+    def decode(self, ids):
+        return " ".join(self.token(token) for token in ids if token > 2)
+
+
+def tiny(kind, num_labels=3, vocab_size=45, **fields):
+    torch.manual_seed(0)
+    config = DebertaConfig(
+        vocab_size=vocab_size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=16, position_buckets=8, type_vocab_size=2,
+        id2label={i: f"class {i}" for i in range(num_labels)}, **fields,
+    )  # fmt: skip
+    model = kind(config)
+    for name, weight in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    return model.train()
+
+
+def call(model, encoding, **arguments):
+    with torch.no_grad():
+        ids, types = torch.tensor([encoding.ids]), torch.tensor([encoding.segments])
+        return model.eval()(ids, torch.ones_like(ids), types, **arguments).logits
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def trained(request):
+    return train_tokenizer(LINES, request.param, 44 if request.param == "unigram" else 320)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 12, 25, 10_000])
+@pytest.mark.parametrize("paired", [False, True])
+def test_classes(tokens_per_batch, paired):
+    model, tokenizer = tiny(DebertaForSequenceClassification), WordTokenizer()
+    pairs = TEXTS[::-1] if paired else None
+    predictions = Classifier(model, tokenizer, tokens_per_batch=tokens_per_batch).predict(TEXTS, pairs)
+    encodings = tokenizer.encode_batch(TEXTS, pairs, max_length=16)
+    assert [prediction["truncated"] for prediction in predictions] == [encoding.truncated for encoding in encodings]
+    for prediction, encoding in zip(predictions, encodings, strict=True):
+        expected = call(model, encoding)[0].softmax(-1).tolist()
+        assert prediction["scores"] == pytest.approx({f"class {i}": p for i, p in enumerate(expected)}, rel=1e-4)
+        assert prediction["label"] == f"class {np.argmax(expected)}"
+        assert prediction["score"] == max(prediction["scores"].values())
+    assert np.ptp([prediction["score"] for prediction in predictions]) > 0.03  # so that a wrong order shows
+
+
+def test_scores_of_a_regression():
+    model, tokenizer = tiny(DebertaForSequenceClassification, num_labels=1), WordTokenizer()
+    predictions = Classifier(model, tokenizer).predict(TEXTS)
+    for prediction, encoding in zip(predictions, tokenizer.encode_batch(TEXTS, max_length=16), strict=True):
+        assert prediction == {"score": pytest.approx(call(model, encoding).item(), rel=1e-4), "truncated": False}
+
+
+def test_no_text_is_no_prediction():
+    assert Classifier(tiny(DebertaForSequenceClassification), WordTokenizer()).predict([]) == []
+    assert FillMask(tiny(DebertaForMaskedLM), WordTokenizer()).predict([]) == []
+
+
+def test_what_is_cut_is_said():
+    classifier = Classifier(tiny(DebertaForSequenceClassification), WordTokenizer(), max_length=5)
+    assert [prediction["truncated"] for prediction in classifier.predict(TEXTS)] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+    long = " ".join(["w5"] * 100)
+    assert Classifier(classifier.model, WordTokenizer()).predict([long])[0]["truncated"]
+    assert not Classifier(classifier.model, WordTokenizer(), max_length=200).predict([long])[0]["truncated"]
+
+
+def test_batches_stay_within_their_tokens():
+    model, widths = tiny(DebertaForSequenceClassification), []
+    model.register_forward_pre_hook(
+        lambda *call: widths.append((call[2]["packing"].batch_size, call[2]["packing"].longest)),
+        with_kwargs=True,
+    )
+    generator = np.random.default_rng(0)
+    texts = [" ".join(["w5"] * count) for count in generator.integers(1, 14, 200)]
+    Classifier(model, WordTokenizer(), tokens_per_batch=64).predict(texts)
+    assert sum(count for count, _ in widths) == 200
+    assert all(count * longest <= 64 for count, longest in widths)
+    assert len(widths) < 200 * 16 / 64
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    ("texts", "pairs", "message"),
+    [
+        ("a text", None, "a single text came where several are read"),
+        (["a"], "b", "a single text came where several are read"),
+        (["a", None], None, "Text 1 "),
+        (["a", "b"], ["c"], "2 texts but 1 pairs"),
+        (["a\ud83d"], None, "lone surrogate"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(trained, texts, pairs, message):
+    with pytest.raises(InputError, match=message):
+        Classifier(tiny(DebertaForSequenceClassification, vocab_size=len(trained)), trained).predict(texts, pairs)
+
+
+def test_a_model_of_several_labels_at_once_is_refused():
+    model = tiny(DebertaForSequenceClassification, problem_type="multi_label_classification")
+    with pytest.raises(InputError, match="several labels at once"):
+        Classifier(model, WordTokenizer()).predict(["w1"])
+
+
+def test_a_foreign_tokenizer_is_refused():
+    model = DebertaForSequenceClassification(
+        dataclasses.replace(tiny(DebertaForSequenceClassification).config, vocab_size=39)
+    )
+    with pytest.raises(InputError, match="the tokenizer has 40 tokens but the model only 39"):
+        Classifier(model, WordTokenizer())
+
+
+MASKED = ["w1 [MASK] w3 [MASK]", "[MASK]", "w4 w5 w6[MASK]w7 w8", "w1 w2 [MASK][MASK] w9 w9 w9 w9"]
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 20, 10_000])
+@pytest.mark.parametrize("passes", [0, 2])
+def test_masks_are_filled(tokens_per_batch, passes):
+    model, tokenizer = tiny(DebertaForMaskedLM, mask_decoder_passes=passes), WordTokenizer()
+    model.vocabulary.bias.data[40:] = 1.0  # spare rows of the table, no token of the tokenizer
+    answers = FillMask(model, tokenizer, tokens_per_batch=tokens_per_batch).predict(MASKED, top_k=3)
+    for text, answer in zip(MASKED, answers, strict=True):
+        encoding = tokenizer.encode(text, None, 16)
+        places = [place for place, token in enumerate(encoding.ids) if token == 3]
+        predict = torch.tensor([[token == 3 for token in encoding.ids]])
+        probabilities = call(model, encoding, predict=predict).softmax(-1).numpy()
+        assert len(answer["masks"]) == len(places) == text.count("[MASK]")
+        ids = list(encoding.ids)
+        for place, row, candidates in zip(places, probabilities, answer["masks"], strict=True):
+            best = sorted(range(40), key=lambda token: -row[token])[:3]
+            assert [candidate["token"] for candidate in candidates] == [tokenizer.token(token) for token in best]
+            assert [candidate["probability"] for candidate in candidates] == pytest.approx(row[best].tolist(), rel=1e-4)
+            ids[place] = best[0]
+        assert answer["text"] == tokenizer.decode(ids)
+        assert answer["truncated"] is False
+
+
+def test_a_cut_after_the_mask_is_said():
+    fill = FillMask(tiny(DebertaForMaskedLM), WordTokenizer(), max_length=6)
+    assert [answer["truncated"] for answer in fill.predict(["[MASK] w1", "w1 [MASK] w1 w1 w1 w1"])] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("texts", "top_k", "message"),
+    [
+        ("[MASK]", 5, "a single text came"),
+        (["w1 [MASK]", "w1"], 5, r"Text 1 has no \[MASK\]"),
+        (["[MASK] w1 w2 w3 w4 [MASK]"], 5, r"Text 0 has a \[MASK\] beyond the 6 tokens"),
+        (["[MASK]"], 0, "top_k is 0"),
+        (["[MASK]"], 41, "top_k is 41"),
+    ],
+)
+def test_what_cannot_be_filled_is_refused(texts, top_k, message):
+    with pytest.raises(InputError, match=message):
+        FillMask(tiny(DebertaForMaskedLM), WordTokenizer(), max_length=6).predict(texts, top_k=top_k)
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("one [MASK] sat on the mat", "one {} sat on the mat"),
+        ("[MASK] and cat", "{} and cat"),
+        ("the [MASK], the [MASK].", "the {}, the {}."),
+    ],
+)
+def test_the_filled_text_reads_as_text(trained, text, filled):
+    model = tiny(DebertaForMaskedLM, vocab_size=len(trained) + 3)
+    words = {token: trained.decode([token]).strip() for token in np.flatnonzero(~trained.continues_word)}
+    token = next(token for token, word in words.items() if word.isalpha() and len(word) > 1)
+    model.vocabulary.bias.data[token] = 1000.0
+    answer = FillMask(model, trained).predict([text], top_k=1)[0]
+    assert answer["text"].strip() == filled.replace("{}", words[token])
+    assert answer["masks"] == [[{"token": trained.token(token), "probability": 1.0}]] * text.count("[MASK]")
+
+
+@pytest.mark.parametrize(
+    ("predictor", "texts"),
+    [(Classifier, ["the dogs jump", "", "one cat sat"]), (FillMask, ["the [MASK] jump", "[MASK] cat [MASK] on"])],
+)
+def test_a_folder_gives_the_same_predictions(trained, predictor, texts, tmp_path):
+    model = tiny(predictor.head, vocab_size=len(trained))
+    model.save_pretrained(tmp_path)
+    trained.save_pretrained(tmp_path)
+    assert predictor.from_pretrained(tmp_path).predict(texts) == predictor(model, trained).predict(texts)
