@@ -1,0 +1,73 @@
+"""What to pretrain on, how to cut it into batches, and what to hide."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class CorpusConfig:
+    """The text to pretrain on and the batches it is cut into."""
+
+    path: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(min_length=1)]
+    """Files, globs or folders of .txt, .jsonl (also .gz, .bz2, .xz, .zst) or .parquet, or names of hub data sets."""
+    column: str = "text"
+    """The field of JSONL, Parquet and hub data that holds the text; a record is a document."""
+    split: str = "train"
+    """The split of a hub data set."""
+    subset: str | None = None
+    """The configuration of a hub data set that has several."""
+    document: Literal["empty_line", "line"] = "empty_line"
+    """What ends a document of a text file: an empty line (lines between are paragraphs), or the end of each line."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the documents kept for evaluation, chosen by a hash of their text, whatever the seed."""
+    sequence_length: Annotated[int, Field(ge=3)] = 512
+    """Most tokens in a row, [CLS] and [SEP] included; a longer document becomes several rows."""
+    batch_tokens: Annotated[int, Field(ge=3)] = 8192
+    """Tokens in a micro-batch, on average; it may have up to a row more or less."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides the order of the rows and what is masked."""
+
+    @model_validator(mode="after")
+    def _batch_holds_a_row(self) -> CorpusConfig:
+        if self.batch_tokens < self.sequence_length:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) must be at least sequence_length ({self.sequence_length})."
+            )
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path or paths, as a tuple."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class MaskingConfig:
+    """Which tokens masked language modelling predicts, and what stands in their place.
+
+    Source: 15 %, spans up to 3, 80/10/10 (He et al. 2021, section 4 and A.2).
+    """
+
+    probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens to predict."""
+    max_ngram: Annotated[int, Field(ge=1)] = 3
+    """Longest span in words, drawn with p(n) ~ 1/n; 1 hides single pieces, not whole words, as the original does."""
+    mask_fraction: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the predicted tokens replaced by [MASK]."""
+    keep_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the predicted tokens left as they are; the rest become random tokens."""
+    budget: Literal["spread", "left_to_right"] = "spread"
+    """Even over the sequence, or as the original, whose budget runs out before the end of every sequence."""
+
+    @model_validator(mode="after")
+    def _fractions_fit(self) -> MaskingConfig:
+        if self.mask_fraction + self.keep_fraction > 1:
+            raise ValueError(
+                f"mask_fraction ({self.mask_fraction}) and keep_fraction ({self.keep_fraction}) must not exceed 1 "
+                "together."
+            )
+        return self
