@@ -17,12 +17,12 @@ from torch.nn import functional
 from unbraid.model import checkpoint
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import (
-    IGNORED,
     Deberta,
     DebertaForMaskedLM,
     DebertaForReplacedTokenDetection,
     DebertaForSequenceClassification,
 )
+from unbraid.objective import IGNORED
 
 FOLDER = Path(__file__).parent / "golden"
 FILES = ["v1", "v2", "v3", "c2p_only", "absolute"]

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+IGNORED = -100
+"""The label of what is not predicted."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Loss:

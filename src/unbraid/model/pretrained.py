@@ -20,10 +20,8 @@ from unbraid.model.encoder import Embeddings, Encoder, Layer, Relative
 from unbraid.model.folder import Pretrained
 from unbraid.model.heads import MaskDecoder, Pooler, ReplacedTokenHead, VocabularyHead
 from unbraid.model.inputs import Inputs, check_ids
+from unbraid.objective import IGNORED
 from unbraid.packing import Packing, pad
-
-IGNORED = -100
-"""The label of what is not predicted."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unbraid.objective import IGNORED
 from unbraid.pretraining.config import MaskingConfig
 
 if TYPE_CHECKING:
     from unbraid.text.tokenizer import Tokenizer
-
-IGNORED = -100
-"""The label of a token that is not predicted."""
 
 
 def example_rng(seed: int, epoch: int, row: int) -> random.Random:

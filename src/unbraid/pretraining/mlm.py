@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from unbraid.errors import InputError
-from unbraid.objective import Loss, Objective
+from unbraid.objective import IGNORED, Loss, Objective
 from unbraid.packing import Packing
 from unbraid.pretraining.config import MaskingConfig
 from unbraid.pretraining.corpus import Documents
-from unbraid.pretraining.masking import IGNORED, Masker, example_rng
+from unbraid.pretraining.masking import Masker, example_rng
 from unbraid.pretraining.rows import Order, Rows
 from unbraid.text.batch import Batch
 
@@ -137,3 +137,27 @@ def evaluate_mlm(objective: Objective, batches: MaskedBatches, max_batches: int 
     mean = total / tokens
     perplexity = math.exp(mean) if mean < 700 else math.inf
     return {"loss": mean, "accuracy": correct / tokens, "perplexity": perplexity}
+
+
+def frequency_loss(
+    documents: Documents, batches: MaskedBatches, vocab_size: int, max_batches: int | None = None
+) -> float:
+    """The loss of guessing every token by its frequency alone, whatever the text around it.
+
+    Args:
+        documents: whose tokens are counted, each once more than it occurs.
+        batches: to measure on, as :func:`evaluate_mlm` does.
+        vocab_size: V.
+        max_batches: as there.
+
+    Returns:
+        Nats per predicted token.
+    """
+    counts = np.ones(vocab_size)
+    for index in range(len(documents)):
+        counts += np.bincount(documents[index], minlength=vocab_size)
+    surprise = torch.from_numpy(-np.log(counts / counts.sum()))  # (V,)
+    count = min(batches.per_epoch, max_batches or batches.per_epoch)
+    labels = [labels for index in range(count) if (labels := batches[index].labels) is not None]
+    hidden = torch.cat(labels)
+    return surprise[hidden[hidden != IGNORED]].mean().item()

@@ -1,0 +1,152 @@
+"""The command line: verbs, recipes, and errors in one sentence.
+
+A verb is a module of :mod:`unbraid.commands` with a ``Config`` dataclass, whose fields and their docstrings are its
+options and its ``--help``, and a ``run(config)``. Nothing heavy is imported before ``run``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unbraid import __version__
+from unbraid.errors import InputError
+
+VERBS = {
+    "demo": "train a small DeBERTa on real text in a few minutes and write a report",
+    "tokenizer": "train a tokenizer from text",
+    "pretrain": "pretrain a model from text by masked language modelling",
+    "finetune": "fine-tune a model to classify or score texts and pairs of texts",
+    "evaluate": "measure a model on labelled examples, or a masked language model on text",
+    "predict": "classify texts, or fill their [MASK]s",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs ``unbraid VERB [RECIPE.toml] [OPTIONS]``; exits with 2 and one sentence if the input is wrong."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if arguments[0] == "--version":
+        print(f"unbraid {__version__}")
+        return
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            raise InputError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}.")
+        module = importlib.import_module(f"unbraid.commands.{verb}")
+        module.run(read_config(module.Config, verb, rest))
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"unbraid: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, summary in VERBS.items())
+    return (
+        "usage: unbraid VERB [RECIPE.toml] [OPTIONS]\n\n"
+        "DeBERTa, complete, exact and fast: pretrain it, fine-tune it, run it.\n\n"
+        f"{verbs}\n\n"
+        "A recipe is a TOML file of a verb's options; options on the command line override it.\n"
+        "unbraid VERB --help explains the options of a verb."
+    )
+
+
+def read_config(config_class: type, verb: str, arguments: Sequence[str]) -> Any:
+    """The configuration that a recipe, if there is one, and the options after it make.
+
+    Args:
+        config_class: a dataclass.
+        verb: for messages.
+        arguments: what follows the verb; a first one that ends in ``.toml`` is the recipe.
+
+    Raises:
+        InputError: the recipe is missing, is not TOML or has an unknown key.
+        SystemExit: the options are wrong (tyro says how), or ``--help`` was asked for.
+    """
+    import tyro
+
+    options = list(arguments)
+    if options and options[0].endswith(".toml"):
+        options = [*_options(read_recipe(Path(options[0]), config_class)), *options[1:]]
+    return tyro.cli(
+        config_class,
+        args=_with_preset(options),
+        prog=f"unbraid {verb}",
+        description=f"usage with a recipe: unbraid {verb} RECIPE.toml [OPTIONS]\n\n{config_class.__doc__}",
+    )
+
+
+def read_recipe(path: Path, config_class: type) -> dict[str, Any]:
+    """The fields that a TOML file sets, all of them known.
+
+    Raises:
+        InputError: it is missing, is not TOML, or has a key that the configuration has not.
+    """
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"there is no recipe {path}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a TOML file ({error}).") from error
+    _check_keys(recipe, config_class, path)
+    return recipe
+
+
+def _check_keys(recipe: Mapping[str, Any], config_class: type, path: Path, prefix: str = "") -> None:
+    import typing
+
+    types = typing.get_type_hints(config_class)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    for key, value in recipe.items():
+        if key not in known:
+            raise InputError(f"{path}: unknown key {prefix + key!r}; known here: {', '.join(sorted(known))}.")
+        if isinstance(value, Mapping):
+            if not dataclasses.is_dataclass(types[key]):
+                raise InputError(f"{path}: {prefix + key} takes a value, not a table.")
+            _check_keys(value, types[key], path, f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _options(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """A recipe as the options that it stands for.
+
+    >>> list(_options({"seed": 3, "model": {"pos_att_type": ["c2p"]}, "quiet": True}))
+    ['--seed', '3', '--model.pos_att_type', 'c2p', '--quiet']
+    """
+    for key, value in recipe.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _options(value, f"{name}.")
+        elif isinstance(value, bool):
+            yield f"--{name}" if value else f"--{prefix}no-{key}"
+        else:
+            yield f"--{name}"
+            yield from map(str, value if isinstance(value, (list, tuple)) else [value])
+
+
+def _with_preset(options: list[str]) -> list[str]:
+    """Puts the fields of a ``--preset`` before the options, so that these override them."""
+    from unbraid.model.config import PRESETS
+
+    if "--preset" not in options[:-1]:
+        return options
+    last = len(options) - 1 - options[::-1].index("--preset")
+    name = options[last + 1]
+    if name not in PRESETS:
+        raise InputError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
+    fields = {key: "None" if value is None else value for key, value in PRESETS[name].items()}
+    return [*_options({"model": fields}), *options]

@@ -1,0 +1,102 @@
+"""``unbraid pretrain``: masked language modelling from text."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from unbraid.model.config import DebertaConfig
+from unbraid.pretraining.config import CorpusConfig, MaskingConfig
+from unbraid.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from unbraid.training.loop import Result
+
+EVALUATION_SEED = 0
+"""Of the tokens hidden in held-out text: the same for every run, so that losses compare."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Config:
+    """Pretrains a model by masked language modelling, with the Enhanced Mask Decoder.
+
+    Killed at any moment, the same command continues exactly. The trained model stands in OUTPUT/model, the one with
+    the lowest held-out loss in OUTPUT/best, the curve in OUTPUT/metrics.jsonl.
+    """
+
+    output: str
+    """Folder of the run."""
+    tokenizer: str
+    """Folder or hub name of the tokenizer; the model's vocab_size follows from it."""
+    preset: str | None = None
+    """Released size to start from, e.g. deberta-v3-small; the model options override it."""
+    start: str | None = None
+    """Folder or hub name of a masked language model to continue from; the model options are then not read."""
+    cache: str | None = None
+    """Folder for the tokenised text; by default OUTPUT/corpus."""
+    evaluation_batches: int = 32
+    """Held-out micro-batches to measure on."""
+    corpus: CorpusConfig
+    """The text."""
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    """What to hide."""
+    model: DebertaConfig = dataclasses.field(default_factory=DebertaConfig)
+    """The model."""
+    training: TrainingConfig
+    """The run."""
+
+
+def run(config: Config) -> Result:
+    """Pretrains, and writes the model with its tokenizer."""
+    import torch
+
+    from unbraid.files import write_atomically
+    from unbraid.model.pretrained import DebertaForMaskedLM
+    from unbraid.pretraining.corpus import prepare
+    from unbraid.pretraining.mlm import MaskedBatches, MaskedLanguageModeling, evaluate_mlm
+    from unbraid.text.tokenizer import Tokenizer
+    from unbraid.training.loop import train
+
+    output = Path(config.output)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    corpus = prepare(config.corpus, tokenizer, config.cache or output / "corpus")
+    torch.manual_seed(config.training.seed)
+    if config.start is None:
+        model = DebertaForMaskedLM(config.model.replace(vocab_size=len(tokenizer)))
+    else:
+        model = DebertaForMaskedLM.from_pretrained(config.start)
+    objective = MaskedLanguageModeling(model)
+
+    lengths = {"sequence_length": config.corpus.sequence_length, "batch_tokens": config.corpus.batch_tokens}
+    batches = MaskedBatches(corpus.train, tokenizer, config.masking, **lengths, seed=config.corpus.seed)
+    held_out = None
+    if len(corpus.held_out):
+        held_out = MaskedBatches(corpus.held_out, tokenizer, config.masking, **lengths, seed=EVALUATION_SEED)
+
+    def evaluate() -> dict[str, float]:
+        return evaluate_mlm(objective, held_out, config.evaluation_batches) if held_out else {}
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    described = dataclasses.asdict(config)
+    result = train(
+        objective,
+        batches,
+        config.training,
+        output,
+        recipe={key: value for key, value in described.items() if key not in ("output", "cache", "training")},
+        evaluate=evaluate if held_out else None,
+        best=("loss", "min") if held_out else None,
+        save_best=save,
+    )
+    if result.finished:
+        write_atomically(output / "model", save)
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in result.evaluation.items())
+        print(f"{output / 'model'}: {result.steps:,} steps in {result.elapsed_s / 60:.1f} minutes; held out: {scores}")
+    return result

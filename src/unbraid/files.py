@@ -1,0 +1,75 @@
+"""Files that are whole or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+def write_atomically(folder: Path | str, write: Callable[[Path], object]) -> None:
+    """Fills a folder so that a failure or a kill on the way leaves what was there.
+
+    Everything is written beside the folder and forced to the disk first. A new folder then appears in one rename;
+    in a folder that exists each written file takes its place in one rename, and other files stay.
+
+    Args:
+        folder: to fill.
+        write: called with the temporary folder that it shall write to.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the temporary folder is gone again.
+    """
+    folder = Path(folder).resolve()
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        written = [path.relative_to(partial) for path in sorted(partial.rglob("*"))]
+        for path in written:
+            sync(partial / path)
+        sync(partial)
+        if folder.exists():
+            for path in written:
+                if (partial / path).is_dir():
+                    (folder / path).mkdir(exist_ok=True)
+                else:
+                    (partial / path).replace(folder / path)
+                sync((folder / path).parent)
+        else:
+            partial.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file in the place of the former one, in one rename."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes lines of UTF-8 text as they come; the file appears under its name when the last is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(line + "\n")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)

@@ -1,0 +1,120 @@
+"""Plots, and an HTML report of one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from unbraid.files import replace_text
+
+COLOURS = ("#2457a7", "#d1603d", "#3d8f5f", "#8a5fb0")
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #e4e4e4; text-align: left }
+th { background: #f5f6f8 } img { max-width: 100% } code { background: #f5f6f8; padding: 0 .25rem } .note { color: #555 }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of a report: a heading, a paragraph, and HTML (plots and tables)."""
+
+    title: str
+    text: str
+    body: str = ""
+
+
+def read_metrics(run: Path, kind: str) -> dict[str, np.ndarray]:
+    """The columns of a run's metrics.jsonl, ``kind`` train or evaluation; NaN where a row has no number."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row.pop("kind") == kind]
+    names = {name for row in rows for name in row}
+    return {name: np.array([np.nan if row.get(name) is None else row[name] for row in rows]) for name in names}
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of each value and up to ``window - 1`` before it.
+
+    >>> smooth(np.array([1.0, 3.0, 5.0]), 2).tolist()
+    [1.0, 2.0, 4.0]
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(0, ends - window)
+    return (sums[ends] - sums[begins]) / (ends - begins)
+
+
+def curves(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]], x: str, y: str, levels: Mapping[str, float] | None = None
+) -> str:
+    """A line for each name, ``(x values, y values)``, and a dashed level for each of ``levels``; an HTML image."""
+    figure = Figure((8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, (name, (at, values)) in zip(COLOURS, series.items(), strict=False):
+        axes.plot(at, values, label=name, color=colour, marker="o" if len(at) < 40 else None, markersize=3)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, label=name, color="#777", linestyle="--", linewidth=1)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _image(figure)
+
+
+def attention_map(weights: np.ndarray, tokens: Sequence[str]) -> str:
+    """Attention weights (T, T), queries down, keys across, with their tokens; an HTML image.
+
+    The colours are of the square root, or the many small weights would all be white.
+    """
+    figure = Figure((6.5, 6), layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(np.sqrt(weights), cmap="Blues", vmin=0)
+    axes.set_xticks(range(len(tokens)), tokens, rotation=90)
+    axes.set_yticks(range(len(tokens)), tokens)
+    axes.set_xlabel("attended to (key)")
+    axes.set_ylabel("attending (query)")
+    bar = figure.colorbar(shown, shrink=0.7)
+    ticks = list(bar.get_ticks())
+    bar.set_ticks(ticks, labels=[f"{tick**2:.2f}" for tick in ticks])
+    return _image(figure)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """An HTML table; every cell is escaped."""
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+
+
+def write_report(path: Path, title: str, introduction: str, sections: Sequence[Section]) -> None:
+    """Writes the page, whole or not at all."""
+    parts = [f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.text)}</p>\n{part.body}" for part in sections]
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
+        f"<h1>{html.escape(title)}</h1>\n<p class=note>{html.escape(introduction)}</p>\n" + "\n".join(parts) + "\n"
+        "</body></html>\n"
+    )
+    replace_text(path, page)
+
+
+def _image(figure: Figure) -> str:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{encoded}" alt="">'
