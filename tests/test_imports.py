@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "unbraid"
-BELOW = {"errors", "files", "packing", "objective"}
+BELOW = {"errors", "files", "hub", "packing", "objective"}
 MAY_IMPORT = {
     **{room: set() for room in ("errors", "files")},
+    "hub": {"errors"},
     "packing": {"errors"},
     "objective": set(),
     "attention": {"packing"},
@@ -26,6 +27,7 @@ MAY_IMPORT = {
     "report": BELOW,
     "commands": {"training", "pretraining", "tasks", "inference", "report", "model", "text", *BELOW},
     "cli": {"commands", "model", "errors"},
+    "__main__": {"cli"},
     "data": set(),
     "": None,
 }

@@ -14,8 +14,8 @@ def test_from_mask_keeps_columns_as_positions():
     assert packing.offsets.tolist() == [0, 2, 2, 4]
     assert packing.positions.tolist() == [1, 2, 0, 2]
     assert (packing.max_length, packing.longest, packing.batch_size) == (3, 2, 3)
-    assert packing.sequence_ids().tolist() == [0, 0, 2, 2]
-    assert packing.ranks().tolist() == [0, 1, 0, 1]
+    assert packing.sequence_ids.tolist() == [0, 0, 2, 2]
+    assert packing.ranks.tolist() == [0, 1, 0, 1]
 
 
 def test_select_keeps_emptied_sequences():
@@ -39,7 +39,7 @@ def test_pad_then_read_back(seed):
 def test_empty_sequences():
     packing = Packing.from_lengths([0, 0])
     assert packing.longest == 0
-    assert packing.sequence_ids().tolist() == []
+    assert packing.sequence_ids.tolist() == []
     assert pad(torch.zeros(0, 3), packing, packing.positions, 4).shape == (2, 4, 3)
 
 

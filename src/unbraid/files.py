@@ -45,13 +45,25 @@ def write_atomically(folder: Path | str, write: Callable[[Path], object]) -> Non
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file in the place of the former one, in one rename."""
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Writes a file in the place of the former one, in one rename.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the former file is untouched.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)
+    try:
+        partial.write_bytes(content)
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file in the place of the former one; see :func:`replace_bytes`."""
+    replace_bytes(path, text.encode())
 
 
 def sync(path: Path) -> None:

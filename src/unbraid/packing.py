@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -67,14 +68,16 @@ class Packing:
         """The number of sequences, empty ones included."""
         return len(self.offsets) - 1
 
+    @functools.cached_property
     def sequence_ids(self) -> Tensor:
         """(N,) int64: the sequence that each row belongs to."""
         rows = torch.arange(len(self.positions), device=self.offsets.device)
         return torch.searchsorted(self.offsets, rows, right=True) - 1
 
+    @functools.cached_property
     def ranks(self) -> Tensor:
         """(N,) int64: the number of rows before each row in its own sequence."""
-        return torch.arange(len(self.positions), device=self.offsets.device) - self.offsets[self.sequence_ids()]
+        return torch.arange(len(self.positions), device=self.offsets.device) - self.offsets[self.sequence_ids]
 
     def select(self, rows: Tensor) -> Packing:
         """The packing of some rows, in their order; sequences that lose all their rows stay, empty.
@@ -99,14 +102,14 @@ def pad(rows: Tensor, packing: Packing, columns: Tensor, width: int) -> Tensor:
     Args:
         rows: (N, ...).
         packing: of the rows.
-        columns: (N,) int64, the column of each row: ``packing.positions`` or ``packing.ranks()``.
+        columns: (N,) int64, the column of each row: ``packing.positions`` or ``packing.ranks``.
         width: T, the number of columns.
 
     Returns:
         (B, T, ...).
     """
     padded = rows.new_zeros(packing.batch_size * width, *rows.shape[1:])
-    cells = packing.sequence_ids() * width + columns
+    cells = packing.sequence_ids * width + columns
     return padded.index_copy(0, cells, rows).view(packing.batch_size, width, *rows.shape[1:])
 
 

@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from unbraid import files
 from unbraid.errors import InputError
-from unbraid.model import checkpoint
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import (
     Deberta,
@@ -180,7 +180,7 @@ def test_a_truncated_file_is_told(folder, keep):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(InputError, match="there is no folder"):
+    with pytest.raises(InputError, match="neither a folder nor a model"):
         Deberta.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no model.safetensors and no pytorch_model.bin"):
         Deberta.from_pretrained(tmp_path)
@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_what_was_there(folder, monkeypatch):
     def full(_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         DebertaForMaskedLM(DebertaConfig(**SMALL, position_buckets=8)).save_pretrained(folder)
     assert (folder / "model.safetensors").read_bytes() == before

@@ -19,7 +19,7 @@ def _spread(rows: Tensor, packing: Packing) -> Tensor:
     """(rows, ...) to (B, longest, ...)."""
     if packing.mask is not None:
         return rows.view(packing.batch_size, packing.longest, *rows.shape[1:])
-    return pad(rows, packing, packing.ranks(), packing.longest)
+    return pad(rows, packing, packing.ranks, packing.longest)
 
 
 def attention(
@@ -66,4 +66,4 @@ def attention(
     out_BNHD = out_BHND.transpose(1, 2)
     if queries.mask is not None:
         return out_BNHD.flatten(0, 1)
-    return out_BNHD.flatten(0, 1)[queries.sequence_ids() * queries.longest + queries.ranks()]
+    return out_BNHD.flatten(0, 1)[queries.sequence_ids * queries.longest + queries.ranks]

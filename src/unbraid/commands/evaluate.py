@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -21,9 +22,9 @@ class Config:
     Prints one JSON object. Of text all documents are read, always with the same tokens hidden.
     """
 
-    model: str
+    model: tyro.conf.Positional[str]
     """Folder or hub name of the model."""
-    examples: str
+    examples: tyro.conf.Positional[str]
     """A file of labelled examples (or a split of data.dataset); of text for a masked language model."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """How to read labelled examples, or the column of the text."""

@@ -102,7 +102,7 @@ def load(config: Config, splits: Splits) -> DebertaForSequenceClassification:
 def has_pooler(model: str) -> bool:
     """Whether a model's file holds a pooler, as those fine-tuned before do."""
     from unbraid.model.checkpoint import find_weights, weight_names
-    from unbraid.model.folder import local_folder
+    from unbraid.model.folder import model_folder
 
-    weights = find_weights(local_folder(model))
+    weights = find_weights(model_folder(model))
     return weights is not None and any(name.startswith("pooler.") for name in weight_names(weights))

@@ -7,7 +7,6 @@ they are ours.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unbraid.errors import InputError
+from unbraid.files import replace_bytes
 
 _LAYER = "deberta.encoder.layer.*"
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -248,23 +248,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file; what was at ``path`` stays whole until the new file is complete."""
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    replace_file(path, safetensors.torch.save(contiguous, metadata={"format": "pt"}))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes beside ``path``, flushes to the disk, then renames.
+    """Writes a safetensors file; what was at ``path`` stays whole until the new file is complete.
 
     Raises:
-        OSError: e.g. the disk is full; the old file is untouched.
+        OSError: the disk is full or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    replace_bytes(path, safetensors.torch.save(contiguous, metadata={"format": "pt"}))

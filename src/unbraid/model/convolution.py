@@ -30,5 +30,5 @@ class Convolution(nn.Module):
             embedded = embedded * packing.mask.flatten()[:, None]
         padded = pad(embedded, packing, packing.positions, width)  # (B, T, C)
         seen = self.conv(padded.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-        seen = seen[packing.sequence_ids() * width + packing.positions]  # (N, C)
+        seen = seen[packing.sequence_ids * width + packing.positions]  # (N, C)
         return self.norm(states + self.activation(self.dropout(seen)))

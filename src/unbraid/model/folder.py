@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from unbraid.errors import InputError
+from unbraid.files import replace_bytes
+from unbraid.hub import local_folder
 from unbraid.model import checkpoint
 from unbraid.model.config import DebertaConfig
 from unbraid.model.heads import VocabularyHead
@@ -62,7 +62,7 @@ class Pretrained(nn.Module):
             InputError: nothing there, a damaged file, a missing, unknown or misshapen tensor, NaN weights, an unknown
                 key of the configuration.
         """
-        folder = local_folder(source, revision)
+        folder = model_folder(source, revision)
         weights = checkpoint.find_weights(folder)
         if weights is None:
             raise InputError(f"{source} holds no model.safetensors and no pytorch_model.bin.")
@@ -112,28 +112,19 @@ class Pretrained(nn.Module):
         checkpoint.write_weights(named, folder / "model.safetensors")
         family = "Deberta" if v1 else "DebertaV2"
         fields = self.config.to_dict() | {"architectures": [f"{family}{self.architecture}"]}
-        checkpoint.replace_file(folder / "config.json", (json.dumps(fields, indent=2) + "\n").encode())
+        replace_bytes(folder / "config.json", (json.dumps(fields, indent=2) + "\n").encode())
 
 
-def local_folder(source: str | Path, revision: str | None = None, patterns: Sequence[str] = ()) -> Path:
-    """The folder of a model: the one given, or the hub's copy, downloaded once.
+def model_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model; of the hub's weight files only those are fetched that will be read.
 
     Raises:
-        InputError: no such folder, and no such model on the hub or no way to reach it.
+        InputError: see :func:`unbraid.hub.local_folder`.
     """
-    if Path(source).is_dir():
-        return Path(source)
-    name = str(source)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(source).is_file():
-        raise InputError(f"there is no folder {name}.")
-    try:
-        wanted = list(patterns) or ["*config.json", "model*.safetensors", "model.safetensors.index.json"]
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
-        if not patterns and checkpoint.find_weights(folder) is None:
-            wanted = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"{name} is neither a folder nor a model that the hub can give now.") from error
+    patterns = ["*config.json", "model*.safetensors", "model.safetensors.index.json"]
+    folder = local_folder(source, patterns, revision)
+    if checkpoint.find_weights(folder) is None:
+        folder = local_folder(source, ["pytorch_model*.bin", "pytorch_model.bin.index.json"], revision)
     return folder
 
 
@@ -143,7 +134,7 @@ def has_masked_language_model(source: str | Path) -> bool:
     Raises:
         InputError: no such model, or no configuration in it.
     """
-    folder = local_folder(source)
+    folder = model_folder(source)
     try:
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
     except (OSError, ValueError, AttributeError) as error:

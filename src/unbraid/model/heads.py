@@ -86,7 +86,7 @@ class ReplacedTokenHead(nn.Module):
 
     def forward(self, states: Tensor, packing: Packing) -> Tensor:
         """(N, C) states to (N,) logits, positive where the token looks replaced."""
-        context = states[packing.offsets[packing.sequence_ids()]]  # (N, C), the state of each token's [CLS]
+        context = states[packing.offsets[packing.sequence_ids]]  # (N, C), the state of each token's [CLS]
         return self.classifier(self.activation(self.dense(self.norm(context + states)))).squeeze(-1)
 
 

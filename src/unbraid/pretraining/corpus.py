@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -19,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from unbraid.errors import InputError
+from unbraid.files import write_atomically
 from unbraid.pretraining.config import CorpusConfig
 from unbraid.pretraining.sources import Piece, Source, find_sources
 
@@ -140,15 +139,7 @@ def prepare(config: CorpusConfig, tokenizer: Tokenizer, cache_folder: str | Path
         cache.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
             if not folder.exists():
-                partial = Path(f"{folder}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                try:
-                    partial.mkdir()
-                    _write(partial, sources, tokenizer, origin)
-                    partial.rename(folder)
-                    _fsync(cache)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+                write_atomically(folder, lambda partial: _write(partial, sources, tokenizer, origin))
     except OSError as error:
         raise InputError(
             f"cannot write the tokenised corpus to {cache} ({error}); make room there or choose another folder."
@@ -188,17 +179,10 @@ def _write(folder: Path, sources: list[Source], tokenizer: Tokenizer, origin: di
                 tokens += len(ids)
                 digest.update(piece.text.encode())
         close_document()
-        for file in (ids_file, offsets_file, hashes_file):
-            file.flush()
-            os.fsync(file.fileno())
     if not documents:
         raise InputError("the text gives no tokens; check the tokenizer and the files.")
     description = {"documents": documents, "tokens": tokens, "dtype": np.dtype(dtype).name, **origin}
-    with (folder / "corpus.json").open("w", encoding="utf-8") as file:
-        json.dump(description, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    _fsync(folder)
+    (folder / "corpus.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
 
 
 def _read(sources: list[Source]) -> Iterator[Piece]:
@@ -239,12 +223,3 @@ def _map(file: Path, dtype: str, length: int) -> np.ndarray:
     if len(mapped) != length:
         raise ValueError(f"{file.name} has {len(mapped)} entries instead of {length}")
     return np.asarray(mapped)
-
-
-def _fsync(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,256 @@
+"""Every verb, its help, its errors, and recipes, on a tiny run of the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from unbraid import cli
+from unbraid.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+WORDS = [
+    "the",
+    "old",
+    "river",
+    "runs",
+    "by",
+    "a",
+    "small",
+    "town",
+    "where",
+    "many",
+    "people",
+    "speak",
+    "of",
+    "stone",
+    "bridges",
+    "and",
+    "long",
+    "winters",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """A finished demo of a few steps."""
+    folder = tmp_path_factory.mktemp("demo") / "runs" / "demo"
+    cli.main(["demo", "--output", str(folder), "--vocab-size", "2000", "--steps", "2", "--epochs", "0.02"])
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    lines = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 12)) + f" in {1900 + i}." for i in range(60)]
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def reviews(tmp_path) -> Path:
+    path = tmp_path / "reviews.tsv"
+    rows = ["sentence\tother\tlabel\tscore"]
+    rows += [f"a {('good', 'bad')[i % 2]} film {i}\tyes\t{('pos', 'neg')[i % 2]}\t{i % 2 + 0.5}" for i in range(24)]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def run(*arguments: object) -> None:
+    cli.main([str(argument) for argument in arguments])
+
+
+def fails(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_demo_writes_its_report(demo):
+    report = (demo / "report.html").read_text(encoding="utf-8")
+    assert report.count("data:image/png;base64,") == 3
+    for words in ("held-out articles went from", "[MASK]", "from scratch", "TF-IDF"):
+        assert words in report
+    assert not re.search(r"https?://", report), "the page needs nothing beside it"
+    assert {path.name for path in (demo / "pretraining/model").iterdir()} >= {"config.json", "model.safetensors"}
+
+
+def test_the_demo_run_again_changes_nothing(demo):
+    before = (demo / "pretraining/model/model.safetensors").read_bytes()
+    lines = (demo / "pretraining/metrics.jsonl").read_text()
+    run("demo", "--output", demo, "--vocab-size", "2000", "--steps", "2", "--epochs", "0.02")
+    assert (demo / "pretraining/model/model.safetensors").read_bytes() == before
+    assert (demo / "pretraining/metrics.jsonl").read_text() == lines
+
+
+@pytest.mark.parametrize(("kind", "size"), [("unigram", 60), ("bpe", 270)])
+def test_tokenizer(kind, size, text, tmp_path, capsys):
+    run("tokenizer", "train", "--path", text, "--vocab-size", size, "--kind", kind, "--output", tmp_path / "tokens")
+    assert kind in capsys.readouterr().out
+
+
+def test_pretrain_continues_and_starts_from_a_model(demo, text, tmp_path, capsys):
+    arguments = ["--corpus.path", text, "--corpus.held-out", "0.2", "--tokenizer", demo / "tokenizer"]
+    small = ["--corpus.sequence-length", "32", "--corpus.batch-tokens", "256", "--training.steps", "3"]
+    start = ["--start", demo / "pretraining/model"]
+    run("pretrain", *arguments, *small, *start, "--output", tmp_path / "run")
+    assert "held out: loss" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "accuracy", "perplexity"} <= rows[-1].keys()
+    assert "holds a run with another recipe" in fails(
+        capsys, "pretrain", *arguments, *small, *start, "--output", tmp_path / "run", "--masking.max-ngram", "1"
+    )
+
+
+def test_a_preset_gives_the_model_and_options_override_it():
+    from unbraid.commands.pretrain import Config
+
+    rest = ["--output", "x", "--tokenizer", "y", "--corpus.path", "z", "--training.steps", "1"]
+    options = ["--preset", "deberta-v2-xlarge", "--model.hidden-size", "48", *rest]
+    config = cli.read_config(Config, "pretrain", options)
+    assert config.model.conv_kernel_size == 3
+    assert config.model.hidden_size == 48
+    assert config.model.num_hidden_layers == 24
+    assert cli.read_config(Config, "pretrain", ["--preset", "deberta-base", *rest]).model.model_type == "deberta"
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_finetune_evaluate_predict(kind, demo, reviews, tmp_path, capsys):
+    label = {"classification": "label", "regression": "score"}[kind]
+    columns = ["--task.data.text", "sentence", "--task.data.pair", "other", "--task.data.label", label]
+    data = ["--task.train", reviews, "--task.dev", reviews, "--task.test", reviews, "--task.batch-size", "8"]
+    recipe = ROOT / f"recipes/finetune-{kind}.toml"
+    run("finetune", recipe, "--model", demo / "untrained", "--output", tmp_path / "run", *data, *columns)
+    scores = json.loads((tmp_path / "run/results.json").read_text())
+    capsys.readouterr()
+
+    columns = ["--data.text", "sentence", "--data.pair", "other", "--data.label", label]
+    run("evaluate", tmp_path / "run/best", reviews, *columns)
+    again = json.loads(capsys.readouterr().out)
+    assert again["examples"] == 24
+    for name, value in scores["test"].items():
+        assert again[name] == pytest.approx(value, rel=1e-4)
+
+    run("predict", tmp_path / "run/best", "a good film", "a bad film", "--pair", "yes", "no")
+    predictions = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [prediction["input"] for prediction in predictions] == ["a good film", "a bad film"]
+    assert ("label" in predictions[0]) == (kind == "classification")
+
+    output = tmp_path / "out" / "predictions.jsonl"
+    columns = ["--text-column", "sentence", "--pair-column", "other"]
+    run("predict", tmp_path / "run/best", "--file", reviews, *columns, "--output", output)
+    assert len(output.read_text().splitlines()) == 24
+
+    # A pooler that was fine-tuned is kept by the next fine-tuning.
+    from unbraid.commands.finetune import has_pooler
+
+    assert has_pooler(str(tmp_path / "run/best"))
+    assert not has_pooler(str(demo / "untrained"))
+
+
+def test_predict_fills_masks_from_standard_input(demo):
+    command = [sys.executable, "-m", "unbraid", "predict", str(demo / "pretraining/model"), "--top-k", "3"]
+    lines = "The city of [MASK].\nOne [MASK] and one [MASK].\n"
+    output = subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout
+    first, second = (json.loads(line) for line in output.splitlines())
+    assert len(first["masks"][0]) == 3
+    assert len(second["masks"]) == 2
+    assert "[MASK]" not in second["text"]
+
+
+def test_evaluate_measures_a_masked_language_model_on_text(demo, text, capsys):
+    run("evaluate", demo / "pretraining/model", text, "--max-length", "32")
+    first = json.loads(capsys.readouterr().out)
+    run("evaluate", demo / "pretraining/model", text, "--max-length", "32")
+    assert json.loads(capsys.readouterr().out) == first
+    assert first["perplexity"] > 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_known_to_its_verb(recipe):
+    verb = recipe.stem.split("-")[0]
+    assert verb in cli.VERBS
+    module = __import__(f"unbraid.commands.{verb}", fromlist=["Config"])
+    assert cli.read_recipe(recipe, module.Config)
+    comment = "".join(line for line in recipe.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert f"unbraid {verb} recipes/{recipe.name}" in comment, "a recipe says how it is used"
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 3
+
+
+def test_the_pretraining_recipe_runs(demo, text, tmp_path):
+    recipe = ROOT / "recipes/pretrain-mini.toml"
+    options = ["--training.steps", "1", "--corpus.held-out", "0.2", "--evaluation-batches", "1"]
+    where = ["--corpus.path", text, "--tokenizer", demo / "tokenizer", "--output", tmp_path / "run"]
+    run("pretrain", recipe, *options, *where)
+    config = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert config["hidden_size"] == tomllib.loads(recipe.read_text())["model"]["hidden_size"]
+    assert config["vocab_size"] == 2000
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in cli.VERBS)], ids=str)
+def test_help(arguments, capsys):
+    with contextlib.suppress(SystemExit):
+        cli.main(arguments)
+    help_text = capsys.readouterr().out
+    assert "usage: unbraid" in help_text
+    assert "default_factory" not in help_text
+
+
+def test_wrong_input_is_one_sentence(capsys, tmp_path, demo):
+    (tmp_path / "bad.toml").write_text("[training]\nstepps = 3\n")
+    (tmp_path / "worse.toml").write_text("[training\n")
+    (tmp_path / "texts.csv").write_text("txt\nhello\n")
+    model = demo / "pretraining/model"
+    cases = [
+        (["praetrain"], "there is no verb 'praetrain'"),
+        (["pretrain", tmp_path / "none.toml"], "there is no recipe"),
+        (["pretrain", tmp_path / "bad.toml"], "unknown key 'training.stepps'; known here: accumulation,"),
+        (["pretrain", tmp_path / "worse.toml"], "is not a TOML file"),
+        (["pretrain", "--preset", "deberta-v9"], "there is no preset 'deberta-v9'"),
+        (["predict", tmp_path / "nowhere", "hello"], "neither a folder nor a model"),
+        (["predict", model, "no mask"], "no [MASK] to fill"),
+        (["predict", model, "--file", tmp_path / "none.txt"], "cannot be read"),
+        (["predict", model, "--file", tmp_path / "texts.csv"], "there is no column 'text'"),
+        (["predict", model, "a [MASK]", "--pair", "b", "c"], "1 texts but 2 second texts"),
+        (["evaluate", model, tmp_path / "none.txt"], "none.txt"),
+    ]
+    for arguments, message in cases:
+        err = fails(capsys, *arguments)
+        assert message in err, err
+        assert err.count("\n") == 1, err
+        assert "Traceback" not in err
+    misspelt = ["--output", "x", "--tokenizer", "y", "--corpus.path", "z", "--training.stepps", "1"]
+    assert "--training.steps" in fails(capsys, "pretrain", *misspelt)
+
+
+def test_a_recipe_table_where_a_value_belongs(tmp_path):
+    from unbraid.commands.pretrain import Config
+
+    (tmp_path / "r.toml").write_text("[output]\nx = 1\n")
+    with pytest.raises(InputError, match="output takes a value, not a table"):
+        cli.read_recipe(tmp_path / "r.toml", Config)
+
+
+def test_results_do_not_depend_on_the_global_generator(demo, reviews, tmp_path):
+    """Two fine-tunings of the same recipe give the same weights, whatever was drawn before."""
+    weights = []
+    for number in range(2):
+        torch.manual_seed(number)
+        data = ["--task.train", reviews, "--task.dev", reviews, "--task.data.text", "sentence"]
+        where = ["--model", demo / "untrained", "--output", tmp_path / str(number)]
+        run("finetune", *where, *data, "--training.epochs", "1")
+        weights.append((tmp_path / f"{number}/best/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
