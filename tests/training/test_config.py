@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from unbraid.errors import InputError
+from unbraid.training.config import OptimizerConfig, TrainingConfig
+
+
+@pytest.mark.parametrize("fields", [{}, {"steps": 3, "epochs": 1.0}])
+def test_a_run_has_exactly_one_length(fields):
+    with pytest.raises(ValidationError, match="either as steps or as epochs"):
+        TrainingConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": 0},
+        {"epochs": 0.0},
+        {"steps": 5, "accumulation": 0},
+        {"steps": 5, "keep_checkpoints": 0},
+        {"steps": 5, "precision": "float16"},
+        {"steps": 5, "max_minutes": 0},
+        {"steps": 5, "optimizer": {"learning_rate": 0}},
+        {"steps": 5, "optimizer": {"learning_rate": float("nan")}},
+        {"steps": 5, "optimizer": {"beta2": 1.0}},
+        {"steps": 5, "optimizer": {"warmup": -1}},
+        {"steps": 5, "sleep": 1},
+    ],
+)
+def test_values_out_of_range_are_refused(fields):
+    with pytest.raises(ValidationError):
+        TrainingConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "per_epoch", "processes", "steps"),
+    [
+        ({"steps": 7}, 100, 4, 7),
+        ({"epochs": 3.0}, 10, 1, 30),
+        ({"epochs": 0.1}, 30, 1, 3),
+        ({"epochs": 2.0, "accumulation": 4}, 10, 1, 5),
+        ({"epochs": 2.0, "accumulation": 2}, 10, 5, 2),
+        ({"epochs": 0.001}, 10, 1, 1),
+    ],
+)
+def test_epochs_become_steps(fields, per_epoch, processes, steps):
+    assert TrainingConfig(**fields).num_steps(per_epoch, processes) == steps
+
+
+def test_no_data_and_a_warmup_longer_than_the_run():
+    with pytest.raises(InputError, match="no training data"):
+        TrainingConfig(steps=5).num_steps(0)
+    with pytest.raises(InputError, match=r"warmup \(6 steps\) is longer than the run \(5 steps\)"):
+        TrainingConfig(steps=5, optimizer=OptimizerConfig(warmup=6)).num_steps(10)
+
+
+def test_nothing_slow_is_imported():
+    slow = "{'torch', 'accelerate', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"import sys, unbraid.training.config; sys.exit(bool({slow}))"], check=True)

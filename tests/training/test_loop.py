@@ -1,0 +1,316 @@
+import errno
+import itertools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unbraid.errors import InputError
+from unbraid.training.config import OptimizerConfig
+from unbraid.training.state import Checkpoints
+
+SCRIPT = Path(__file__).with_name("toys.py")
+
+
+def script(*command):
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(toys, tmp_path_factory):
+    """What an uninterrupted run leaves."""
+    folder = tmp_path_factory.mktemp("whole")
+    toys.run(folder)
+    return toys.outcome(folder)
+
+
+def test_it_learns(toys, tmp_path):
+    toy = toys.Toy()
+    fixed = toys.Stream()[0]
+
+    class One:
+        per_epoch = 1
+
+        def __getitem__(self, index):
+            return fixed
+
+    optimizer = OptimizerConfig(learning_rate=0.05, warmup=0.1)
+    result = toys.run(tmp_path, toy, One(), steps=120, optimizer=optimizer, checkpoint_every=1000)
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if row["kind"] == "train"]
+    assert train[0]["loss"] > 2
+    toy.eval()
+    assert toy.loss(fixed).total / len(fixed.input_ids) < 0.02
+    assert train[-1]["accuracy"] > 0.9
+    assert result.finished
+
+
+def test_rows_hold_the_means_since_the_last_row(toys, tmp_path):
+    def rows(folder, **fields):
+        toys.run(folder, steps=5, accumulation=1, **fields)
+        rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [row for row in rows if row["kind"] == "train"]
+
+    single, joined = rows(tmp_path / "single", log_every=1), rows(tmp_path / "joined", log_every=3)
+    assert [row["step"] for row in single] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in joined] == [3, 5]
+    counts = [len(toys.Stream()[index].input_ids) for index in range(5)]
+    for name in ("loss", "accuracy"):
+        sums = [row[name] * count for row, count in zip(single, counts, strict=True)]
+        assert joined[0][name] == pytest.approx(sum(sums[:3]) / sum(counts[:3]))
+        assert joined[1][name] == pytest.approx(sum(sums[3:]) / sum(counts[3:]))
+    assert [row["tokens"] for row in joined] == [sum(counts[:3]), sum(counts)]
+    assert joined[1]["lr"] == single[4]["lr"]
+    assert joined[1]["grad_norm"] == single[4]["grad_norm"]
+
+
+def test_pieces_are_the_whole(toys, tmp_path, whole, capsys):
+    results = [toys.run(tmp_path, max_minutes=1e-9) for _ in range(4)]
+    assert [(result.step, result.finished) for result in results] == [(1, False), (2, False), (3, False), (4, True)]
+    found = toys.outcome(tmp_path)
+    recipes = [found.pop("recipe.json"), whole["recipe.json"]]
+    assert recipes[0] != recipes[1]  # max_minutes
+    assert found == {name: value for name, value in whole.items() if name != "recipe.json"}
+    told = capsys.readouterr().err
+    assert "stopped after step 1 of 4; run the same again to continue." in told
+    assert "continuing after step 3 of 4." in told
+
+
+def test_killed_at_any_moment_it_continues_exactly(tmp_path):
+    done = script(SCRIPT, "kill", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 40  # moments
+
+
+def full(path):
+    if path is not None:
+        os.truncate(path, path.stat().st_size // 2)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_at_any_moment_is_one_sentence_and_spoils_nothing(toys, tmp_path, whole):
+    for at in itertools.count():
+        folder = tmp_path / str(at)
+        try:
+            with toys.struck(at, full):
+                toys.run(folder)
+        except InputError as error:
+            sentence = str(error)
+        else:
+            break
+        assert sentence.startswith(f"cannot write to {folder} ([Errno 28] No space left on device); ")
+        checkpoints = Checkpoints(folder / "checkpoints")
+        latest, faults = checkpoints.latest()
+        assert faults == []
+        kept = "there is no checkpoint yet" if latest is None else f"the last complete checkpoint is {latest.name}"
+        assert sentence.endswith(f"{kept}: free space there and run the same command again to continue.")
+        toys.run(folder)
+        assert toys.outcome(folder) == whole, at
+    assert at > 40
+
+
+def test_a_disk_that_is_really_full(toys, tmp_path, whole):
+    toys.run(tmp_path, max_minutes=1e-9)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"File too large.*last complete checkpoint is step-00000001: free space"):
+            toys.run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    toys.run(tmp_path)
+    assert toys.outcome(tmp_path) == whole
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(toys, tmp_path, whole, capsys):
+    toys.run(tmp_path, keep_checkpoints=2)
+    path = tmp_path / "checkpoints" / "step-00000004" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert toys.run(tmp_path).finished
+    told = capsys.readouterr().err
+    assert "step-00000004 is damaged: model.safetensors has" in told
+    assert "continuing after step 2 of 4" in told
+    assert toys.outcome(tmp_path) == whole
+
+
+def test_a_finished_run_says_so_and_brings_its_weights(toys, tmp_path, capsys):
+    first = toys.Toy()
+    expected = toys.run(tmp_path, first)
+    before = toys.outcome(tmp_path)
+    capsys.readouterr()
+    again = toys.Toy()
+    assert toys.run(tmp_path, again) == expected
+    assert capsys.readouterr().err == f"{tmp_path}: this run is finished, all 4 steps of it.\n"
+    assert toys.outcome(tmp_path) == before
+    for ours, theirs in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_another_recipe_is_refused_by_the_names_of_its_fields(toys, tmp_path):
+    toys.run(tmp_path)
+    before = toys.outcome(tmp_path)
+    with pytest.raises(
+        InputError, match=r"\(training.optimizer.learning_rate is 0.02 and was 0.01; training.seed is 1"
+    ):
+        toys.run(tmp_path, optimizer=OptimizerConfig(learning_rate=0.02), seed=1)
+    assert toys.outcome(tmp_path) == before
+    (tmp_path / "recipe.json").unlink()
+    with pytest.raises(InputError, match=r"recipe.json is missing or unreadable"):
+        toys.run(tmp_path)
+
+
+def test_the_callers_recipe_counts_too(toys, tmp_path):
+    def run(**recipe):
+        toy = toys.Toy()
+        config = toys.TrainingConfig(steps=1)
+        return toys.train(toy, toys.Stream(), config, tmp_path, recipe={"data": recipe})
+
+    assert run(path=Path("a"), rows=(1, 2), workers=1).finished
+    assert run(path="a", rows=[1, 2], workers=3).finished
+    with pytest.raises(InputError, match=r"\(data.path is 'b' and was 'a'\)"):
+        run(path="b", rows=(1, 2))
+
+
+def test_what_does_not_touch_the_result_may_change(toys, tmp_path, whole):
+    toys.run(tmp_path, max_minutes=1e-9, checkpoint_every=1, keep_checkpoints=3)
+    toys.run(tmp_path)
+    assert toys.outcome(tmp_path) == whole
+
+
+class Sending:
+    """A stream that sends signals to its process while a micro-batch is prepared."""
+
+    per_epoch = 5
+
+    def __init__(self, stream, at, *signals):
+        self.stream, self.at, self.signals = stream, at, signals
+
+    def __getitem__(self, index):
+        if index == self.at:
+            for number in self.signals:
+                signal.raise_signal(number)
+        return self.stream[index]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step(toys, tmp_path, whole, number, capsys):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    result = toys.run(tmp_path, batches=Sending(toys.Stream(), 5, number), checkpoint_every=4)
+    assert (result.step, result.finished) == (3, False)
+    assert "stopped after step 3 of 4; run the same again to continue." in capsys.readouterr().err
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert toys.run(tmp_path).finished
+    assert toys.outcome(tmp_path) == whole
+
+
+def test_a_second_signal_ends_it_at_once(toys, tmp_path, whole):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    with pytest.raises(KeyboardInterrupt):
+        toys.run(tmp_path, batches=Sending(toys.Stream(), 3, signal.SIGINT, signal.SIGINT))
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    assert toys.run(tmp_path).finished
+    assert toys.outcome(tmp_path) == whole
+
+
+@pytest.mark.parametrize(("direction", "pick"), [("min", min), ("max", max)])
+def test_the_best_weights_are_those_of_the_best_evaluation(toys, tmp_path, direction, pick):
+    toy = toys.Toy()
+    result = toys.run(
+        tmp_path, toy, direction=direction, steps=6, evaluate_every=1, checkpoint_every=1, keep_checkpoints=6
+    )
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if row["kind"] == "evaluation"}
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+    assert result.best == pick(losses.values())
+    assert losses[result.best_step] == result.best
+    assert result.evaluation["loss"] == losses[6]
+    saved = load_file(tmp_path / "best" / "weights.safetensors")
+    checkpoint = load_file(tmp_path / "checkpoints" / f"step-{result.best_step:08}" / "model.safetensors")
+    assert checkpoint.keys() == saved.keys()
+    for name, value in checkpoint.items():
+        assert torch.equal(saved[name], value)
+
+
+@pytest.mark.parametrize(("values", "best"), [([0.5, float("nan"), 0.4, 0.4], 3), ([float("nan")] * 4, None)])
+def test_a_metric_that_is_nan_is_never_the_best(toys, tmp_path, values, best):
+    scores = iter(values)
+    config = toys.TrainingConfig(steps=4, evaluate_every=1)
+    result = toys.train(
+        toys.Toy(), toys.Stream(), config, tmp_path, evaluate=lambda: {"loss": next(scores)}, best=("loss", "min")
+    )
+    assert result.best_step == best
+
+
+def test_a_metric_to_choose_by_that_is_not_there(toys, tmp_path):
+    with pytest.raises(InputError, match="cannot be chosen by f1: evaluation tells loss, accuracy"):
+        toys.train(
+            toys.Toy(),
+            toys.Stream(),
+            toys.TrainingConfig(steps=1),
+            tmp_path,
+            evaluate=lambda: {"loss": 1.0, "accuracy": 0.5},
+            best=("f1", "max"),
+        )
+
+
+def test_evaluation_leaves_no_trace_in_the_training(toys, tmp_path, whole):
+    toys.run(tmp_path / "often", evaluate_every=1)
+    toys.run(tmp_path / "never", evaluate_every=None)
+    weights = "checkpoints/step-00000004/model.safetensors"
+    assert toys.outcome(tmp_path / "often")[weights] == whole[weights]
+    assert toys.outcome(tmp_path / "never")[weights] == whole[weights]
+    assert [row["step"] for row in toys.outcome(tmp_path / "never")["rows"] if row["kind"] == "evaluation"] == [4]
+
+
+def test_a_loss_that_is_not_finite_leaves_the_checkpoints(toys, tmp_path):
+    class Breaking(toys.Toy):
+        steps = 0
+
+        def loss(self, batch):
+            loss = super().loss(batch)
+            self.steps += self.training
+            return toys.Loss(loss.total * (torch.nan if self.steps == 7 else 1), loss.parts, loss.count)
+
+    with pytest.raises(InputError, match=r"the loss is nan at step 4, so the run stops .*try a lower learning rate"):
+        toys.run(tmp_path, Breaking())
+    assert Checkpoints(tmp_path / "checkpoints").latest() == (tmp_path / "checkpoints" / "step-00000002", [])
+
+
+def test_runs_of_both_precisions_in_one_process(toys, tmp_path):
+    toy = toys.Toy()
+    for precision in ("bfloat16", "float32", "bfloat16"):
+        assert toys.run(tmp_path / f"{precision}", toy, precision=precision).finished
+    assert "forward" not in vars(toy)
+
+
+def test_two_processes_make_the_run_of_one_with_twice_the_accumulation(toys, tmp_path):
+    launch = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"
+    done = script(*launch, SCRIPT, "run", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    toys.run(tmp_path / "one", accumulation=4)
+    one, two = toys.outcome(tmp_path / "one"), toys.outcome(tmp_path / "two")
+    assert len(one["rows"]) == len(two["rows"]) == 4
+    for ours, theirs in zip(one["rows"], two["rows"], strict=True):
+        assert ours.pop("kind") == theirs.pop("kind")
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    weights = [
+        load_file(tmp_path / name / "checkpoints" / "step-00000004" / "model.safetensors") for name in ("one", "two")
+    ]
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="processes is 1 and was 2"):
+        toys.run(tmp_path / "two")
