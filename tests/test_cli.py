@@ -40,14 +40,6 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Path:
-    """A finished demo of a few steps."""
-    folder = tmp_path_factory.mktemp("demo") / "runs" / "demo"
-    cli.main(["demo", "--output", str(folder), "--vocab-size", "2000", "--steps", "2", "--epochs", "0.02"])
-    return folder
-
-
 @pytest.fixture
 def text(tmp_path) -> Path:
     path = tmp_path / "text.txt"
