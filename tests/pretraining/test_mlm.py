@@ -16,7 +16,7 @@ from unbraid.packing import Packing
 from unbraid.pretraining.config import MaskingConfig
 from unbraid.pretraining.corpus import Documents
 from unbraid.pretraining.masking import Masker, example_rng
-from unbraid.pretraining.mlm import MaskedBatches, MaskedLanguageModeling, evaluate_mlm
+from unbraid.pretraining.mlm import MaskedBatches, MaskedLanguageModeling, evaluate_mlm, frequency_loss
 from unbraid.text.batch import Batch
 
 torch.set_num_threads(1)
@@ -286,3 +286,25 @@ def test_evaluating_no_batch(make_batches):
 def test_evaluating_unknown_tokens_only(make_batches):
     with pytest.raises(InputError, match="no token to predict"):
         evaluate_mlm(Recorder([(0.0, 0, 0)] * 2), make_batches(), max_batches=2)
+
+
+class ByFrequency(nn.Module):
+    """Scores every place with the logarithms of counts, as a model that reads no text would."""
+
+    def __init__(self, documents, vocabulary=1005):
+        super().__init__()
+        counts = [1.0] * vocabulary
+        for number in range(len(documents)):
+            for token in documents[number].tolist():
+                counts[token] += 1
+        self.scores = nn.Parameter(torch.tensor(counts).log())
+
+    def forward(self, input_ids, *, packing, token_type_ids, predict):  # noqa: ARG002
+        return Output(self.scores.expand(int(predict.sum()), -1))
+
+
+@pytest.mark.parametrize("max_batches", [None, 2])
+def test_frequency_loss_is_that_of_a_model_of_counts(make_batches, documents, max_batches):
+    batches = make_batches()
+    expected = evaluate_mlm(MaskedLanguageModeling(ByFrequency(documents)), batches, max_batches)["loss"]
+    assert frequency_loss(documents, batches, 1005, max_batches) == pytest.approx(expected, rel=1e-5)

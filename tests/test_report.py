@@ -1,0 +1,51 @@
+"""The report: numbers read back as written, text escaped, a page that is whole."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import numpy as np
+
+from unbraid.report import Section, attention_map, curves, read_metrics, smooth, table, write_report
+
+
+def test_metrics_are_columns_with_nan_where_a_number_is_missing(tmp_path):
+    rows = [
+        {"step": 1, "kind": "train", "loss": 3.0},
+        {"step": 1, "kind": "evaluation", "loss": 2.0},
+        {"step": 2, "kind": "train", "loss": None, "lr": 0.5},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    train = read_metrics(tmp_path, "train")
+    np.testing.assert_array_equal(train["step"], [1, 2])
+    np.testing.assert_array_equal(train["loss"], [3.0, np.nan])
+    np.testing.assert_array_equal(train["lr"], [np.nan, 0.5])
+
+
+def test_smoothing_is_the_mean_of_what_came_before():
+    values = np.arange(7.0)
+    expected = [values[max(0, i - 2) : i + 1].mean() for i in range(7)]
+    np.testing.assert_allclose(smooth(values, 3), expected)
+
+
+def test_plots_are_images():
+    x = np.arange(3)
+    images = [curves({"a": (x, x), "b": (x, -x)}, "x", "y", {"level": 1.0}), attention_map(np.eye(2), ["a", "<b>"])]
+    for image in images:
+        encoded = re.fullmatch(r'<img src="data:image/png;base64,([^"]+)" alt="">', image)
+        assert base64.b64decode(encoded[1]).startswith(b"\x89PNG")
+
+
+def test_text_is_escaped_and_the_page_is_whole(tmp_path):
+    cells = table(["<head>"], [["a & b"], [3]])
+    assert "&lt;head&gt;" in cells
+    assert "a &amp; b" in cells
+    write_report(tmp_path / "report.html", "<title>", "an & introduction", [Section("1 < 2", "text > text", cells)])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>&lt;title&gt;</h1>" in page
+    assert "<h2>1 &lt; 2</h2>" in page
+    assert "text &gt; text" in page
+    assert page.rstrip().endswith("</html>")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
