@@ -73,6 +73,18 @@ def check(case: Case, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [[33], [5, 1, 40, 17]], ids=str)
+def test_bfloat16_errs_at_most_twice_as_much_as_the_reference_does(backend, lengths):
+    case = draw(Packing.from_lengths(lengths))
+    truth, gradients = case.run("reference", torch.float64)
+    plain, plain_gradients = case.run("reference", torch.bfloat16)
+    ours, our_gradients = case.run(backend, torch.bfloat16)
+    pairs = [(truth, plain, ours), *((gradients[n], plain_gradients[n], our_gradients[n]) for n in gradients)]
+    for right, single, mine in pairs:
+        assert (mine - right).abs().max() <= 2 * (single - right).abs().max() + 1e-3 * right.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_lengths(backend, lengths):
     check(draw(Packing.from_lengths(lengths)), backend)

@@ -19,6 +19,7 @@ from unbraid.tasks.config import TaskConfig
 from unbraid.training.config import OptimizerConfig, TrainingConfig
 
 if TYPE_CHECKING:
+    from unbraid.inference import Candidate
     from unbraid.report import Section
 
 SENTENCES = (
@@ -42,9 +43,9 @@ class Config:
     """Folder to write."""
     vocab_size: Annotated[int, Field(ge=100)] = 6000
     """Tokens of the vocabulary."""
-    steps: Annotated[int, Field(ge=1)] = 600
+    steps: Annotated[int, Field(ge=1)] = 500
     """Steps of pretraining, 4,096 tokens each."""
-    epochs: Annotated[float, Field(gt=0)] = 3.0
+    epochs: Annotated[float, Field(gt=0)] = 2.0
     """Passes over the reviews."""
 
 
@@ -79,6 +80,8 @@ def run(config: Config) -> None:
             intermediate_size=768,
             max_position_embeddings=256,
             position_buckets=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         ),
         training=TrainingConfig(
             steps=config.steps,
@@ -99,6 +102,7 @@ def run(config: Config) -> None:
             finetune.Config(
                 model=str(output / model),
                 output=str(output / name.replace(" ", "-")),
+                dropout=0.1,
                 task=TaskConfig(
                     train=str(data / "reviews.train.jsonl.gz"),
                     dev=str(data / "reviews.dev.jsonl.gz"),
@@ -173,18 +177,17 @@ def _filled(output: Path) -> Section:
     from unbraid.report import Section, table
 
     filled = FillMask.from_pretrained(str(output / "pretraining/model")).predict(SENTENCES)
-    rows = [
-        [
-            text,
-            ", ".join(f"{guess['token'].replace('▁', ' ').strip()} {guess['probability']:.0%}" for guess in masks[0]),
-        ]
-        for text, masks in ((text, prediction["masks"]) for text, prediction in zip(SENTENCES, filled, strict=True))
-    ]
+    rows = [[text, _guesses(prediction["masks"][0])] for text, prediction in zip(SENTENCES, filled, strict=True)]
     return Section(
         "What it puts in the gap",
         "The five tokens it finds most likely at each [MASK].",
         table(["text", "guesses"], rows),
     )
+
+
+def _guesses(candidates: list[Candidate]) -> str:
+    words = [(guess["token"].replace("▁", " ").strip() or "(space)", guess["probability"]) for guess in candidates]
+    return " · ".join(f"{word} {probability:.0%}" for word, probability in words)
 
 
 def _attention(output: Path) -> Section:

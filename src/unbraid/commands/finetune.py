@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -30,6 +30,8 @@ class Config:
     """Folder or hub name of the model to start from."""
     output: str
     """Folder of the run."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout of the encoder's states and attention weights; by default as in the model."""
     cls_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout before the classifier; by default as in the model."""
     task: TaskConfig
@@ -71,14 +73,16 @@ def run(config: Config) -> dict[str, dict[str, float]]:
         config.training,
         output,
         recipe={key: value for key, value in described.items() if key not in ("output", "training")},
-        evaluate=lambda: evaluate(model, encoded["dev"]),
+        evaluate=lambda: evaluate(model, encoded["dev"], batch_size=task.batch_size),
         best=(task.best_by, "max"),
         save_best=save,
     )
     if not result.finished:
         return {}
     best = DebertaForSequenceClassification.from_pretrained(output / "best").to(next(model.parameters()).device)
-    scores = {name: evaluate(best, data) for name, data in encoded.items() if name != "train"}
+    scores = {
+        name: evaluate(best, data, batch_size=task.batch_size) for name, data in encoded.items() if name != "train"
+    }
     replace_text(output / "results.json", json.dumps({"best_step": result.best_step, **scores}, indent=1))
     for name, metrics in scores.items():
         print(f"{output / 'best'} on {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
@@ -89,12 +93,14 @@ def load(config: Config, splits: Splits) -> DebertaForSequenceClassification:
     """The model to fine-tune: a new classifier, on the pooler of the model to start from if it has one."""
     from unbraid.model.pretrained import DebertaForSequenceClassification
 
-    problem = "regression" if splits.labels is None else "single_label_classification"
-    changes = {
+    changes: dict[str, Any] = {
         "id2label": dict(enumerate(splits.labels or ("score",))),
-        "problem_type": problem,
-        **({} if config.cls_dropout is None else {"cls_dropout": config.cls_dropout}),
+        "problem_type": "regression" if splits.labels is None else "single_label_classification",
     }
+    if config.dropout is not None:
+        changes |= {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
+    if config.cls_dropout is not None:
+        changes["cls_dropout"] = config.cls_dropout
     new = ("classifier",) if has_pooler(config.model) else ("pooler", "classifier")
     return DebertaForSequenceClassification.from_pretrained(config.model, new=new, **changes)
 
