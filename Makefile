@@ -23,8 +23,8 @@ lint: .venv/.tests ## ruff: errors and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: .venv/.tests ## pyright
-	$(BIN)/pyright
+types: .venv/.tests ## basedpyright
+	$(BIN)/basedpyright
 
 test: lint types ## the whole check: lint, types, tests, doctests, README, every verb and recipe
 	$(BIN)/pytest
