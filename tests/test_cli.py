@@ -182,11 +182,12 @@ def test_there_are_recipes():
     assert len(RECIPES) >= 3
 
 
-def test_the_pretraining_recipe_runs(demo, text, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--training.precision", "bfloat16", "--gradient-checkpointing"]], ids=str)
+def test_the_pretraining_recipe_runs(options, demo, text, tmp_path):
     recipe = ROOT / "recipes/pretrain-mini.toml"
-    options = ["--training.steps", "1", "--corpus.held-out", "0.2", "--evaluation-batches", "1"]
+    short = ["--training.steps", "2", "--corpus.held-out", "0.2", "--evaluation-batches", "1"]
     where = ["--corpus.path", text, "--tokenizer", demo / "tokenizer", "--output", tmp_path / "run"]
-    run("pretrain", recipe, *options, *where)
+    run("pretrain", recipe, *short, *where, *options)
     config = json.loads((tmp_path / "run/model/config.json").read_text())
     assert config["hidden_size"] == tomllib.loads(recipe.read_text())["model"]["hidden_size"]
     assert config["vocab_size"] == 2000

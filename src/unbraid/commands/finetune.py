@@ -34,6 +34,8 @@ class Config:
     """Dropout of the encoder's states and attention weights; by default as in the model."""
     cls_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout before the classifier; by default as in the model."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: slower, but the activations of one layer at a time in memory."""
     task: TaskConfig
     """The examples and what is learned from them."""
     training: TrainingConfig
@@ -56,6 +58,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     tokenizer = Tokenizer.from_pretrained(config.model)
     torch.manual_seed(config.training.seed)
     model = load(config, splits)
+    model.deberta.encoder.gradient_checkpointing = config.gradient_checkpointing
     encoded = {
         name: encode_examples(examples, tokenizer, labels=splits.labels, max_length=task.max_length)
         for name, examples in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))

@@ -40,6 +40,8 @@ class Config:
     """Folder for the tokenised text; by default OUTPUT/corpus."""
     evaluation_batches: int = 32
     """Held-out micro-batches to measure on."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: slower, but the activations of one layer at a time in memory."""
     corpus: CorpusConfig
     """The text."""
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
@@ -69,6 +71,7 @@ def run(config: Config) -> Result:
         model = DebertaForMaskedLM(config.model.replace(vocab_size=len(tokenizer)))
     else:
         model = DebertaForMaskedLM.from_pretrained(config.start)
+    model.deberta.encoder.gradient_checkpointing = config.gradient_checkpointing
     objective = MaskedLanguageModeling(model)
 
     lengths = {"sequence_length": config.corpus.sequence_length, "batch_tokens": config.corpus.batch_tokens}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -232,7 +233,7 @@ class Encoder(nn.Module):
         packing: Packing,
         relative: Relative,
         num_layers: int | None = None,
-        visit: Callable[[Layer, Tensor], None] | None = None,
+        visit: Callable[[Layer, Tensor, Relative], None] | None = None,
     ) -> Tensor:
         """Runs the first ``num_layers`` layers, all of them by default.
 
@@ -241,7 +242,7 @@ class Encoder(nn.Module):
             packing: of the N rows.
             relative: from :meth:`relative`, for at least ``packing.max_length`` tokens.
             num_layers: how many.
-            visit: called with each layer and the states (N, C) that it is about to read.
+            visit: called with each layer, the states (N, C) that it is about to read, and ``relative``.
 
         Returns:
             (N, C).
@@ -249,7 +250,7 @@ class Encoder(nn.Module):
         states = embedded
         for index, layer in enumerate(self.layers[:num_layers]):
             if visit is not None:
-                visit(layer, states)  # type: ignore[arg-type]
+                visit(cast(Layer, layer), states, relative)
             if self.gradient_checkpointing and self.training:
                 states = checkpoint(layer, states, relative, packing, backend=self.backend, use_reentrant=False)
             else:

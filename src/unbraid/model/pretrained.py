@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unbraid.attention import Backend
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
 from unbraid.model.encoder import Embeddings, Encoder, Layer, Relative
@@ -99,7 +98,7 @@ class Deberta(Pretrained):
         *,
         num_layers: int | None = None,
         perturbation: Callable[[Tensor], Tensor] | None = None,
-        visit: Callable[[Layer, Tensor], None] | None = None,
+        visit: Callable[[Layer, Tensor, Relative], None] | None = None,
     ) -> tuple[Tensor, Relative]:
         """Packed states (N, C) after ``num_layers`` layers (all by default), and the relative positions."""
         relative = self.encoder.relative(inputs.packing.max_length)
@@ -131,11 +130,10 @@ class Deberta(Pretrained):
                 than an absolute position table.
         """
         inputs = self.enter(input_ids, attention_mask, token_type_ids, packing)
-        relative = self.encoder.relative(inputs.packing.max_length)
         hidden: list[Tensor] = []
         attentions: list[Tensor] = []
 
-        def visit(layer: Layer, states: Tensor) -> None:
+        def visit(layer: Layer, states: Tensor, relative: Relative) -> None:
             if output_hidden_states:
                 hidden.append(inputs.leave(states))
             if output_attentions:
@@ -172,11 +170,6 @@ class _Head(Pretrained):
         self.config = config
         self.deberta = Deberta(config)
 
-    @property
-    def backend(self) -> Backend:
-        """The attention backend."""
-        return self.deberta.encoder.backend
-
 
 class DebertaForMaskedLM(_Head):
     """Predicts masked tokens, through the Enhanced Mask Decoder.
@@ -192,7 +185,8 @@ class DebertaForMaskedLM(_Head):
         super().__init__(config)
         self.decoder = MaskDecoder(config) if config.enhanced_mask_decoder else None
         self.vocabulary = VocabularyHead(config)
-        self._initialise(child for name, part in self.named_children() if name != "deberta" for child in part.modules())
+        heads = nn.ModuleList(head for head in (self.decoder, self.vocabulary) if head is not None)
+        self._initialise(heads.modules())
 
     def forward(
         self,
