@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unbraid.attention.native import unavailable
 from unbraid.model import checkpoint
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import (
@@ -71,7 +72,11 @@ def set_backend(model: nn.Module, backend: str) -> None:
     encoder.backend = backend
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(bool(unavailable()), reason=str(unavailable())))
+BACKENDS = ["reference", "sdpa", NATIVE]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_hidden_states_are_the_originals(golden, backend):
     encoder = golden.load(Deberta, "mlm.param.")
     set_backend(encoder, backend)
@@ -88,7 +93,7 @@ def test_attention_weights_are_the_originals(golden):
     assert error(output.attentions[0], golden["encoder.attention_probs.0"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_decoder_logits_losses_and_gradients_are_the_originals(golden, backend):
     model = golden.load(DebertaForMaskedLM, "mlm.param.")
     set_backend(model, backend)

@@ -6,11 +6,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from unbraid.attention import reference, sdpa
+from unbraid.attention import native, reference, sdpa
 from unbraid.attention.position import relative_slots, relative_span
 from unbraid.packing import Packing
 
-Backend = Literal["auto", "reference", "sdpa"]
+Backend = Literal["auto", "native", "reference", "sdpa"]
 
 __all__ = ["Backend", "attention_probabilities", "disentangled_attention", "relative_slots", "relative_span"]
 
@@ -48,8 +48,9 @@ def disentangled_attention(
         keys: packing of the rows of k and v; usually the same, the mask decoder asks with fewer rows.
         pos_pos: (P, H) position-to-position scores, or None to leave that term out.
         dropout_p: probability of dropping an attention weight.
-        backend: ``"reference"`` (the equation, slow), ``"sdpa"`` (torch's fused kernel) or ``"auto"``. A backend
-            asked for by name either serves or raises.
+        backend: ``"reference"`` (the equation, slow), ``"sdpa"`` (torch's fused kernel), ``"native"`` (C++ for the
+            CPU, built at first use, which takes a compiler) or ``"auto"`` (sdpa). A backend asked for by name either
+            serves or raises.
 
     Returns:
         (Nq, H, D). A query whose sequence has no key gets zeros from the reference.
@@ -63,9 +64,11 @@ def disentangled_attention(
         if keys.mask is not None:
             raise ValueError("backend='reference' reads packed rows only; a padded batch kept whole needs 'sdpa'.")
         return reference.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
+    if backend == "native":
+        return native.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
     if backend in ("auto", "sdpa"):
         return sdpa.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
-    raise ValueError(f"backend={backend!r} is unknown; choose 'auto', 'reference' or 'sdpa'.")
+    raise ValueError(f"backend={backend!r} is unknown; choose 'auto', 'native', 'reference' or 'sdpa'.")
 
 
 attention_probabilities = reference.probabilities

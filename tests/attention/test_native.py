@@ -1,0 +1,341 @@
+"""The C++ kernel against the reference in float64; its building, threads and dropout; torch's machinery around it.
+
+All of it with uninitialised memory filled with NaN, the kernel's scratch included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from unbraid.attention import native, reference, relative_slots
+from unbraid.attention.native import build
+from unbraid.packing import Packing
+
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+NAMES = ("q", "k", "v", "pos_k", "pos_q", "pos_pos")
+SPAN = 8
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@dataclasses.dataclass
+class Problem:
+    tensors: dict[str, torch.Tensor | None]
+    slots: torch.Tensor
+    queries: Packing
+    keys: Packing
+
+    def run(self, function, dtype: torch.dtype, dropout_p: float = 0.0) -> dict[str, torch.Tensor]:
+        """The output, and the gradient of every input for a fixed random weighting of it."""
+        leaves = {n: None if t is None else t.to(dtype, copy=True).requires_grad_() for n, t in self.tensors.items()}
+        output = function(*leaves.values(), self.slots, self.queries, self.keys, dropout_p)
+        weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        (output * weight.to(dtype)).sum().backward()
+        gradients = {n: leaf.grad for n, leaf in leaves.items() if leaf is not None}
+        return {"output": output.detach()} | {n: g for n, g in gradients.items() if g is not None}
+
+
+def draw_problem(keys, rows=None, terms=NAMES[3:], heads=2, width=5, slots=None) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    queries = keys if rows is None else keys.select(rows)
+    sizes = [len(queries.positions), len(keys.positions), len(keys.positions), *[2 * SPAN] * 3]
+    tensors = {
+        name: torch.randn(size, heads, *[width] * (name != "pos_pos"), generator=generator, dtype=torch.float64)
+        for name, size in zip(NAMES, sizes, strict=True)
+    }
+    kept = {name: t if name in (*NAMES[:3], *terms) else None for name, t in tensors.items()}
+    return Problem(kept, relative_slots(keys.max_length, SPAN, 40) if slots is None else slots, queries, keys)
+
+
+def check_exact(problem: Problem) -> None:
+    """At most twice the reference's own error in the same dtype (four times at the worst place), and a rounding."""
+    truth = problem.run(reference.attention, torch.float64)
+    largest = max([1e-3, *(float(right.abs().max()) for right in truth.values() if right.numel())])
+    for dtype in (torch.float32, torch.bfloat16):
+        plain, ours = problem.run(reference.attention, dtype), problem.run(native.attention, dtype)
+        rounding = torch.finfo(dtype).eps * largest
+        for name, right in truth.items():
+            assert ours[name].dtype == dtype
+            if right.numel():
+                error, usual = ours[name] - right, plain[name] - right
+                assert error.norm() <= 2 * usual.norm() + rounding, (name, dtype)
+                assert error.abs().max() <= 4 * usual.abs().max() + rounding, (name, dtype)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[1], [2], [17], [63], [100], [128], [129], [200], [600], [1, 1, 1], [3, 0, 7], [5, 150, 1, 40, 270, 17]],
+    ids=str,
+)
+def test_lengths(lengths):
+    check_exact(draw_problem(Packing.from_lengths(lengths)))
+
+
+@pytest.mark.parametrize("width", [1, 5, 16, 32, 64, 80])
+def test_head_widths(width):
+    check_exact(draw_problem(Packing.from_lengths([33, 140]), width=width))
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_every_subset_of_the_terms(number):
+    terms = [name for bit, name in enumerate(NAMES[3:]) if number >> bit & 1]
+    check_exact(draw_problem(Packing.from_lengths([9, 300]), terms=terms, width=16))
+
+
+@pytest.mark.parametrize("width", [5, 64])
+def test_left_padding_and_holes(width):
+    mask = torch.rand(4, 180, generator=torch.Generator().manual_seed(2)) > 0.4
+    mask[0, :50] = False
+    mask[1] = False
+    mask[2, 3:170] = False
+    check_exact(draw_problem(Packing.from_mask(mask), width=width))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.15, 0.6])
+def test_fewer_queries_than_keys(share):
+    keys = Packing.from_lengths([12, 330, 4, 140])
+    rows = (torch.rand(486, generator=torch.Generator().manual_seed(4)) < share).nonzero().squeeze(-1)
+    check_exact(draw_problem(keys, rows))
+
+
+@pytest.mark.parametrize("slots", ["one a distance", "port", "shuffled", "one for all"])
+def test_other_tables_of_slots(slots):
+    keys = Packing.from_lengths([7, 290])
+    tables = {
+        "one a distance": relative_slots(290, None, SPAN),
+        "port": relative_slots(290, SPAN, 40, "port"),
+        "shuffled": torch.randint(2 * SPAN, (579,), generator=torch.Generator().manual_seed(5)),
+        "one for all": torch.full((579,), 3),
+    }
+    check_exact(draw_problem(keys, slots=tables[slots]))
+
+
+def test_slots_for_more_than_the_longest_sequence():
+    keys = dataclasses.replace(Packing.from_lengths([6, 11]), max_length=50)
+    check_exact(draw_problem(keys))
+
+
+def test_a_query_without_keys_reads_zeros():
+    queries, keys = Packing.from_lengths([2, 3]), Packing.from_lengths([0, 4])
+    problem = draw_problem(keys)
+    problem.tensors["q"] = torch.randn(5, 2, 5, dtype=torch.float64)
+    ours = dataclasses.replace(problem, queries=queries).run(native.attention, torch.float32)
+    assert not ours["output"][:2].any()
+    assert not ours["q"][:2].any()
+    assert all(x.isfinite().all() for x in ours.values())
+
+
+def test_large_scores_neither_overflow_nor_vanish():
+    problem = draw_problem(Packing.from_lengths([150]))
+    problem.tensors["q"] = problem.tensors["q"] * 200
+    truth, ours = (
+        problem.run(f, t) for f, t in ((reference.attention, torch.float64), (native.attention, torch.float32))
+    )
+    assert torch.allclose(ours["output"].double(), truth["output"], atol=1e-3)
+
+
+def test_a_nan_stays_visible_in_its_own_row():
+    problem = draw_problem(Packing.from_lengths([40]))
+    problem.tensors["q"][3] = torch.nan
+    output = problem.run(native.attention, torch.float32)["output"]
+    assert output[3].isnan().all()
+    assert output.isnan().any(-1).sum() == 2
+
+
+def test_rows_that_stand_apart_as_those_of_a_fused_projection_do():
+    packing = Packing.from_lengths([30, 9])
+    fused = torch.randn(39, 3, 2, 16, generator=torch.Generator().manual_seed(6))
+    apart = [x.requires_grad_() for x in fused.unbind(1)]
+    alone = [x.detach().clone().requires_grad_() for x in fused.unbind(1)]
+    slots = relative_slots(30, SPAN, 40)
+    for tensors in (apart, alone):
+        native.attention(*tensors, None, None, None, slots, packing, packing, 0.0).square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(apart, alone, strict=True))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+def test_one_and_two_threads_agree_to_the_bit(dropout_p):
+    problem = draw_problem(Packing.from_lengths([5, 150, 1, 40, 270, 17]), heads=3)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            results.append(problem.run(native.attention, torch.float32, dropout_p))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(other[name], value) for name, value in results[0].items())
+
+
+def test_dropout_is_a_mask_that_the_backward_pass_replays():
+    lengths, width, p = [50, 64], 64, 0.3
+    problem = draw_problem(Packing.from_lengths(lengths), heads=3, width=width)
+    one_hot = torch.eye(width, dtype=torch.float64)[problem.keys.positions][:, None].expand(-1, 3, -1)
+    shown = dataclasses.replace(problem, tensors=problem.tensors | {"v": one_hot})
+    torch.manual_seed(7)
+    weights = shown.run(native.attention, torch.float32, p)["output"]
+    masks = [
+        (rows[..., :n] > 0).permute(1, 0, 2) / (1 - p) for rows, n in zip(weights.split(lengths), lengths, strict=True)
+    ]
+
+    def dropped(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, _):
+        kept = reference.probabilities(q, k, pos_k, pos_q, pos_pos, slots, queries, keys)
+        rows = zip(kept, masks, v.split(lengths), strict=True)
+        return torch.cat([torch.einsum("hnk,khd->nhd", w * mask, values) for w, mask, values in rows])
+
+    truth = problem.run(dropped, torch.float64)
+    torch.manual_seed(7)
+    ours = problem.run(native.attention, torch.float32, p)
+    for name, right in truth.items():
+        assert torch.allclose(ours[name].double(), right, rtol=0, atol=5e-6 * float(right.abs().max())), name
+
+
+def test_dropout_keeps_the_right_share_everywhere_and_independently():
+    length, p = 64, 0.25
+    packing = Packing.from_lengths([length] * 4)
+    zeros, ones = torch.zeros(4 * length, 6, length), torch.eye(length).repeat(4, 1)[:, None].expand(-1, 6, -1)
+    torch.manual_seed(0)
+    slots = relative_slots(length, SPAN, 40)
+    run = lambda: native.attention(zeros, zeros, ones, None, None, None, slots, packing, packing, p)  # noqa: E731
+    first, second = (run().view(4, length, 6, length) > 0 for _ in range(2))
+    kept = first.double()
+    assert torch.allclose(run().unique(), torch.tensor([0, 1 / (length * (1 - p))]))
+    deviation = (p * (1 - p)) ** 0.5
+    for axes in ((0, 1, 2, 3), (0, 1, 2), (0, 2, 3), (1, 2, 3), (0, 1, 3)):
+        means = kept.mean(axes)
+        count = kept.numel() / means.numel()
+        assert ((means - (1 - p)).abs() < 5 * deviation / count**0.5).all(), axes
+    others = [second, *(first.roll(1, axis) for axis in range(4))]
+    for other in others:
+        correlation = ((kept - 1 + p) * (other.double() - 1 + p)).mean() / deviation**2
+        assert abs(float(correlation)) < 5 / kept.numel() ** 0.5
+
+
+def test_dropping_everything_leaves_zeros():
+    ours = draw_problem(Packing.from_lengths([9])).run(native.attention, torch.float32, 1.0)
+    assert not any(x.any() for x in ours.values())
+
+
+def test_autocast_mixes_types():
+    packing = Packing.from_lengths([20])
+    problem = draw_problem(packing)
+    mixed = {
+        n: t.to(torch.bfloat16 if n in "qkv" else torch.float32).requires_grad_() for n, t in problem.tensors.items()
+    }
+    output = native.attention(*mixed.values(), problem.slots, packing, packing, 0.0)
+    output.sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert all(t.grad.dtype == t.dtype and t.grad.isfinite().all() for t in mixed.values())
+
+
+def test_the_operator_keeps_torchs_rules():
+    problem = draw_problem(Packing.from_lengths([5, 12]))
+    rows = [t.float().requires_grad_() for t in problem.tensors.values()]
+    layout = (problem.slots, *[x for p in (problem.queries, problem.keys) for x in (p.offsets, p.positions)])
+    torch.library.opcheck(torch.ops.unbraid.attention_forward, (*rows, *layout, torch.tensor(3), 0.1))
+    torch.library.opcheck(torch.ops.unbraid.attention_forward, (*rows[:4], None, None, *layout, None, 0.0))
+
+
+@pytest.mark.parametrize("wrap", ["compile", "checkpoint"])
+def test_compiling_and_checkpointing_pass_through(wrap):
+    problem = draw_problem(Packing.from_lengths([30, 9]))
+
+    def wrapped(*inputs):
+        if wrap == "compile":
+            return torch.compile(native.attention, backend="aot_eager", fullgraph=True)(*inputs)
+        return torch.utils.checkpoint.checkpoint(native.attention, *inputs, use_reentrant=False)
+
+    dropout_p = 0.2 if wrap == "checkpoint" else 0.0
+    results = []
+    for function in (native.attention, wrapped):
+        torch.manual_seed(0)
+        results.append(problem.run(function, torch.float32, dropout_p))
+    assert all(torch.equal(results[1][name], value) for name, value in results[0].items())
+
+
+def test_it_says_what_it_cannot_serve():
+    packing, rows = Packing.from_lengths([3]), torch.zeros(3, 1, 2)
+    slots = relative_slots(3, None, 3)
+    whole = Packing.whole(torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="packed rows only"):
+        native.attention(rows, rows, rows, None, None, None, slots, whole, whole, 0.0)
+    with pytest.raises(ValueError, match="not in float64"):
+        native.attention(*[rows.double()] * 3, None, None, None, slots, packing, packing, 0.0)
+    with pytest.raises(ValueError, match="not on meta"):
+        native.attention(*[rows.to("meta")] * 3, None, None, None, slots, packing, packing, 0.0)
+    table = torch.zeros(2, 1, 2)
+    with pytest.raises(ValueError, match="beyond the table"):
+        native.attention(rows, rows, rows, table, None, None, slots, packing, packing, 0.0)
+    with pytest.raises(ValueError, match="no entry"):
+        native.attention(rows, rows, rows, table, None, None, slots[2:3], packing, packing, 0.0)
+
+
+def test_without_a_compiler_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    reason = build._load.__wrapped__()
+    assert "there is no C++ compiler" in reason
+    assert "\n" not in reason
+    assert os.environ["PATH"] == ""
+
+
+def test_a_failing_build_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    assert "cannot be built or loaded" in build._load.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_two_processes_build_it_once(tmp_path):
+    script = """
+        import torch
+        from unbraid.attention.native import build
+
+        build._FLAGS = ["-O0", "-fopenmp", "-std=c++20"]
+        once, calls = build._build, []
+        build._build = lambda target: (calls.append(target), once(target))
+        print(build.unavailable(), len(calls))
+    """
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "MAX_JOBS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted(process.communicate(timeout=250)[0].split()[-2:] for process in started)
+    assert said == [["None", "0"], ["None", "1"]]
+    assert [path.suffix for path in sorted((tmp_path / "unbraid").iterdir())].count(".so") == 1
+
+
+def test_memory_grows_with_the_length_not_its_square():
+    script = """
+        import resource, torch
+        from unbraid.attention import native, relative_slots
+        from unbraid.packing import Packing
+
+        torch.set_num_threads(1)
+        packing = Packing.from_lengths([6144])
+        q = torch.zeros(6144, 1, 16, requires_grad=True)
+        table = torch.zeros(64, 1, 16, requires_grad=True)
+        native.unavailable()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        slots = relative_slots(6144, 32, 512)
+        native.attention(q, q, q, table, table, None, slots, packing, packing, 0.0).sum().backward()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True, check=True, timeout=250
+    )
+    assert int(run.stdout.split()[-1]) < 50_000  # KiB; one square of floats is 147,456
