@@ -70,5 +70,5 @@ PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     path = ROOT / page
-    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+    for link in re.findall(r"(?:\]\(|src=\")([^)#\"]+)[)\"]", path.read_text(encoding="utf-8")):
         assert link.startswith("http") or (path.parent / link).exists(), f"{page}: {link}"

@@ -188,7 +188,7 @@ def _filled(output: Path) -> Section:
 
 def _guesses(candidates: list[Candidate]) -> str:
     words = [(guess["token"].replace("▁", " ").strip() or "(space)", guess["probability"]) for guess in candidates]
-    return " · ".join(f"{word} {probability:.0%}" for word, probability in words)
+    return " · ".join(f"{word} {probability:.1%}" for word, probability in words)
 
 
 def _attention(output: Path) -> Section:
