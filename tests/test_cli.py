@@ -104,6 +104,15 @@ def test_pretrain_continues_and_starts_from_a_model(demo, text, tmp_path, capsys
     )
 
 
+def test_pretrain_says_when_nothing_is_held_out(demo, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("One document of several lines.\n" * 40, encoding="utf-8")
+    small = ["--corpus.sequence-length", "32", "--corpus.batch-tokens", "256", "--training.steps", "1"]
+    where = ["--tokenizer", demo / "tokenizer", "--output", tmp_path / "run", "--start", demo / "pretraining/model"]
+    run("pretrain", "--corpus.path", tmp_path / "one.txt", *where, *small)
+    assert "none of the 1 documents fell into the held-out part" in capsys.readouterr().err
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+
+
 def test_a_preset_gives_the_model_and_options_override_it():
     from unbraid.commands.pretrain import Config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,12 @@ def run(config: Config) -> Result:
     held_out = None
     if len(corpus.held_out):
         held_out = MaskedBatches(corpus.held_out, tokenizer, config.masking, **lengths, seed=EVALUATION_SEED)
+    elif config.corpus.held_out:
+        print(
+            f"none of the {len(corpus.train):,} documents fell into the held-out part, so nothing is evaluated; "
+            "--corpus.document line makes each line a document.",
+            file=sys.stderr,
+        )
 
     def evaluate() -> dict[str, float]:
         return evaluate_mlm(objective, held_out, config.evaluation_batches) if held_out else {}
