@@ -238,6 +238,16 @@ def test_wrong_input_is_one_sentence(capsys, tmp_path, demo):
     assert "--training.steps" in fails(capsys, "pretrain", *misspelt)
 
 
+def test_a_recipe_may_name_what_stands_without_a_name(demo, text, tmp_path, capsys):
+    (tmp_path / "fill.toml").write_text(f"model = {str(demo / 'pretraining/model')!r}\ntop_k = 2\n")
+    run("predict", tmp_path / "fill.toml", "The [MASK].", "A [MASK].")
+    predictions = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [len(prediction["masks"][0]) for prediction in predictions] == [2, 2]
+    where = ["--path", text, "--output", tmp_path / "tokens"]
+    run("tokenizer", ROOT / "recipes/tokenizer-unigram.toml", *where, "--vocab-size", "50")
+    assert "50 tokens, unigram" in capsys.readouterr().out
+
+
 def test_a_recipe_table_where_a_value_belongs(tmp_path):
     from unbraid.commands.pretrain import Config
 

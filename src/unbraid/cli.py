@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import tomllib
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,11 @@ def read_config(config_class: type, verb: str, arguments: Sequence[str]) -> Any:
 
     options = list(arguments)
     if options and options[0].endswith(".toml"):
-        options = [*_options(read_recipe(Path(options[0]), config_class)), *options[1:]]
+        recipe = read_recipe(Path(options[0]), config_class)
+        # What stands without a name on the command line, as the model of predict does, goes before the options.
+        unnamed = [recipe.pop(name) for name in _positional(config_class) if name in recipe]
+        first = [str(value) for entry in unnamed for value in (entry if isinstance(entry, list) else [entry])]
+        options = [*first, *_options(recipe), *options[1:]]
     return tyro.cli(
         config_class,
         args=_with_preset(options),
@@ -107,9 +112,15 @@ def read_recipe(path: Path, config_class: type) -> dict[str, Any]:
     return recipe
 
 
-def _check_keys(recipe: Mapping[str, Any], config_class: type, path: Path, prefix: str = "") -> None:
-    import typing
+def _positional(config_class: type) -> list[str]:
+    """The fields whose values stand without a name on the command line, in their order."""
+    import tyro
 
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    return [name for name, hint in hints.items() if tyro.conf.Positional in getattr(hint, "__metadata__", ())]
+
+
+def _check_keys(recipe: Mapping[str, Any], config_class: type, path: Path, prefix: str = "") -> None:
     types = typing.get_type_hints(config_class)
     known = {field.name for field in dataclasses.fields(config_class)}
     for key, value in recipe.items():
