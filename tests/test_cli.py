@@ -204,7 +204,7 @@ def test_the_pretraining_recipe_runs(options, demo, text, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in cli.VERBS)], ids=str)
 def test_help(arguments, capsys):
-    with contextlib.suppress(SystemExit):
+    with contextlib.suppress(SystemExit):  # tyro exits after its help
         cli.main(arguments)
     help_text = capsys.readouterr().out
     assert "usage: unbraid" in help_text

@@ -43,12 +43,14 @@ class WordTokenizer:
     def encode_batch(self, texts, pairs=None, *, max_length):
         return [self.encode(*both, max_length) for both in zip(texts, pairs or [None] * len(texts), strict=True)]
 
+    def number(self, words):
+        return [self.mask_id if word == "[MASK]" else int(word[1:]) % 36 + 4 for word in words]
+
     def encode(self, text, pair, max_length):
-        number = lambda words: [self.mask_id if word == "[MASK]" else int(word[1:]) % 36 + 4 for word in words]  # noqa: E731
-        ids = [1, *number(re.findall(r"\[MASK\]|w\d+", text)), 2]
+        ids = [1, *self.number(re.findall(r"\[MASK\]|w\d+", text)), 2]
         segments = [0] * len(ids)
         if pair is not None:
-            second = [*number(re.findall(r"w\d+", pair)), 2]
+            second = [*self.number(re.findall(r"w\d+", pair)), 2]
             ids, segments = ids + second, segments + [1] * len(second)
         return Words(ids[:max_length], segments[:max_length], len(ids) > max_length)
 

@@ -129,7 +129,7 @@ def _check_keys(recipe: Mapping[str, Any], config_class: type, path: Path, prefi
         if isinstance(value, Mapping):
             if not dataclasses.is_dataclass(types[key]):
                 raise InputError(f"{path}: {prefix + key} takes a value, not a table.")
-            _check_keys(value, types[key], path, f"{prefix}{key}.")  # type: ignore[arg-type]
+            _check_keys(value, types[key], path, f"{prefix}{key}.")
 
 
 def _options(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

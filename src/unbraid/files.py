@@ -23,7 +23,7 @@ def write_atomically(folder: Path | str, write: Callable[[Path], object]) -> Non
     """
     folder = Path(folder).resolve()
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # mostly there is none
     partial.mkdir(parents=True)
     try:
         write(partial)
@@ -42,7 +42,7 @@ def write_atomically(folder: Path | str, write: Callable[[Path], object]) -> Non
             partial.rename(folder)
         sync(folder.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # gone after the rename; a failure here must not hide another
 
 
 def replace_bytes(path: Path, content: bytes) -> None:

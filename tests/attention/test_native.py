@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
+from torch.utils.cpp_extension import get_cxx_compiler
 
 from unbraid.attention import native, reference, relative_slots
 from unbraid.attention.native import build
 from unbraid.packing import Packing
 
-pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+# Without a compiler there is no kernel to test; with one, a kernel that does not build fails every test here.
+pytestmark = pytest.mark.skipif(shutil.which(get_cxx_compiler()) is None, reason="there is no C++ compiler")
 NAMES = ("q", "k", "v", "pos_k", "pos_q", "pos_pos")
 SPAN = 8
 
@@ -210,7 +213,10 @@ def test_dropout_keeps_the_right_share_everywhere_and_independently():
     zeros, ones = torch.zeros(4 * length, 6, length), torch.eye(length).repeat(4, 1)[:, None].expand(-1, 6, -1)
     torch.manual_seed(0)
     slots = relative_slots(length, SPAN, 40)
-    run = lambda: native.attention(zeros, zeros, ones, None, None, None, slots, packing, packing, p)  # noqa: E731
+
+    def run() -> torch.Tensor:
+        return native.attention(zeros, zeros, ones, None, None, None, slots, packing, packing, p)
+
     first, second = (run().view(4, length, 6, length) > 0 for _ in range(2))
     kept = first.double()
     assert torch.allclose(run().unique(), torch.tensor([0, 1 / (length * (1 - p))]))

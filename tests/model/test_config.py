@@ -92,6 +92,9 @@ def test_no_position_terms(written):
         ({"conv_kernel_size": 4}, "must be odd"),
         ({"model_type": "deberta", "position_buckets": 256}, r"model_type deberta \(v1\) has no position_buckets"),
         ({"model_type": "bert"}, "model_type"),
+        ({"pos_att_type": 5}, "pos_att_type: Input should be a valid tuple"),
+        ({"pos_att_type": ["c2p", 5]}, "pos_att_type.1"),
+        ({"position_buckets": "many"}, "position_buckets: Input should be a valid integer"),
         ({"id2label": {"1": "yes"}}, "without a gap"),
     ],
 )

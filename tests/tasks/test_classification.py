@@ -67,7 +67,10 @@ def tiny_model(num_labels=3, seed=0, **fields):
 def padded(data, rows):
     """The arguments of a padded call on some examples."""
     longest = max(len(data.ids[row]) for row in rows)
-    fill = lambda arrays: torch.tensor([[*map(int, arrays[row])] + [0] * (longest - len(arrays[row])) for row in rows])  # noqa: E731
+
+    def fill(arrays):
+        return torch.tensor([[*map(int, arrays[row])] + [0] * (longest - len(arrays[row])) for row in rows])
+
     ones = [np.ones(len(ids)) for ids in data.ids]
     return {"input_ids": fill(data.ids), "attention_mask": fill(ones), "token_type_ids": fill(data.segments)}
 

@@ -83,7 +83,7 @@ def test_a_bpe_tokenizer_that_transformers_wrote(bpe: Tokenizer, corpus: list[st
 
     bpe.save_pretrained(tmp_path)
     model = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    theirs = DebertaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])  # type: ignore[arg-type]
+    theirs = DebertaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
     theirs.save_pretrained(tmp_path / "theirs")
     ours = Tokenizer.from_pretrained(tmp_path / "theirs")
     texts = [*_TEXTS[:-1], *corpus[:100]]  # theirs leaves the space before [MASK] a token of its own
@@ -195,7 +195,7 @@ def test_special_tokens_of_other_names(corpus: list[str], tmp_path: Path) -> Non
 def test_a_name_is_asked_of_the_hub(bare_spm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:  # noqa: ARG001
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:  # noqa: ARG001, called as the hub is
         asked[name] = allow_patterns
         return str(bare_spm)
 

@@ -313,7 +313,7 @@ def test_bad_text_is_told_in_one_sentence(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="Text 0 holds a lone surrogate"):
         tokenizer.encode_plain(["\udfff"])
     with pytest.raises(InputError, match="Text 1 is of type float"):
-        tokenizer.encode_plain(["fine", float("nan")])  # type: ignore[list-item]
+        tokenizer.encode_plain(["fine", float("nan")])
     with pytest.raises(InputError, match="2 texts but 1 pairs"):
         tokenizer.encode_batch(["a", "b"], ["c"])
     with pytest.raises(InputError, match="max_length 2 leaves no room for text; give at least 3"):
@@ -327,7 +327,7 @@ def test_training_is_quiet_and_repeatable(
     kind: str, corpus: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one", "two"):
-        train_tokenizer((line for line in corpus), kind, 290).save_pretrained(tmp_path / name)  # type: ignore[arg-type]
+        train_tokenizer((line for line in corpus), kind, 290).save_pretrained(tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert "tokenizer.json" in files
     for name in files:
@@ -338,28 +338,28 @@ def test_training_is_quiet_and_repeatable(
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_training_tells_what_does_not_suit(kind: str, corpus: list[str]) -> None:
     with pytest.raises(InputError, match="vocab_size 100000 is too large for this text; give at most") as error:
-        train_tokenizer(corpus[:30], kind, 100_000)  # type: ignore[arg-type]
+        train_tokenizer(corpus[:30], kind, 100_000)
     most = int(str(error.value).split("at most ")[1].split(",")[0])
-    assert len(train_tokenizer(corpus[:30], kind, most)) == most  # type: ignore[arg-type]
+    assert len(train_tokenizer(corpus[:30], kind, most)) == most
     with pytest.raises(InputError, match=r"vocab_size 12 is too small .* give at least") as error:
-        train_tokenizer(corpus[:30], kind, 12)  # type: ignore[arg-type]
+        train_tokenizer(corpus[:30], kind, 12)
     least = int(str(error.value).split("at least ")[1].split(",")[0].rstrip("."))
-    assert len(train_tokenizer(corpus[:30], kind, least)) == least  # type: ignore[arg-type]
+    assert len(train_tokenizer(corpus[:30], kind, least)) == least
     for size in (0, -3):
         with pytest.raises(InputError, match="too small"):
-            train_tokenizer(corpus[:30], kind, size)  # type: ignore[arg-type]
+            train_tokenizer(corpus[:30], kind, size)
     for lines in ([], ["", " \n"]):
         with pytest.raises(InputError, match="There is no text"):
-            train_tokenizer(lines, kind, 300)  # type: ignore[arg-type]
+            train_tokenizer(lines, kind, 300)
     with pytest.raises(InputError, match="Text 1 holds a lone surrogate"):
-        train_tokenizer(["fine", "\ud800"], kind, 300)  # type: ignore[arg-type]
+        train_tokenizer(["fine", "\ud800"], kind, 300)
 
 
 def test_training_tells_of_text_that_normalises_to_nothing_and_of_bad_options() -> None:
     with pytest.raises(InputError, match="There is no text"):
         train_tokenizer(["\u200b"], "unigram", 300)
     with pytest.raises(InputError, match="kind 'words'; choose unigram or bpe"):
-        train_tokenizer(["a"], "words", 300)  # type: ignore[arg-type]
+        train_tokenizer(["a"], "words", 300)
     with pytest.raises(InputError, match=r"character_coverage 0.5 is not from 0.98 to 1"):
         train_tokenizer(["a"], "unigram", 300, character_coverage=0.5)
 
@@ -371,7 +371,7 @@ def test_an_error_of_the_lines_is_the_callers_own(kind: str) -> None:
         raise KeyError("gone")
 
     with pytest.raises(KeyError, match="gone"):
-        train_tokenizer(lines(), kind, 300)  # type: ignore[arg-type]
+        train_tokenizer(lines(), kind, 300)
 
 
 def test_training_reads_lines_of_any_length(corpus: list[str]) -> None:

@@ -193,7 +193,7 @@ class DebertaConfig:
         read.update(fields)
         read["pos_att_type"] = _position_terms(fields.get("pos_att_type"))
         for key in ("position_buckets", "max_relative_positions"):
-            if (read.get(key) or -1) < 1:
+            if isinstance(size := read.get(key), int) and size < 1:
                 read[key] = None
         if "layer_norm" in str(read["norm_rel_ebd"]):
             read["norm_rel_ebd"] = "layer_norm"
@@ -253,12 +253,13 @@ def unnamed_labels(count: int) -> dict[int, str]:
     return {i: f"LABEL_{i}" for i in range(count)}
 
 
-def _position_terms(value: object) -> list[str]:
-    """``["c2p", "p2c"]`` from a list, from ``"c2p|p2c"``, from ``"none"`` or nothing."""
-    if value is None:
-        return []
-    terms = value.lower().split("|") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
-    return [term.strip() for term in terms if term.strip() not in ("", "none")]
+def _position_terms(value: object) -> object:
+    """``["c2p", "p2c"]`` from a list, from ``"c2p|p2c"``, from ``"none"`` or nothing; anything else as it is."""
+    terms = value.lower().split("|") if isinstance(value, str) else value or []
+    if not isinstance(terms, (list, tuple)):
+        return terms
+    stripped = [term.strip() if isinstance(term, str) else term for term in terms]
+    return [term for term in stripped if term not in ("", "none")]
 
 
 def _validated(fields: dict[str, Any], source: str) -> DebertaConfig:

@@ -99,7 +99,7 @@ def _cut(path: Path, step: int) -> None:
     """Keeps the rows up to a step; what a kill left of a row goes too."""
     kept = []
     for row in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # half a row, from a kill
             if json.loads(row)["step"] <= step:
                 kept.append(row + "\n")
     replace_text(path, "".join(kept))

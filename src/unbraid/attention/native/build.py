@@ -76,7 +76,7 @@ def _load() -> str | None:
                 torch.ops.load_library(target)
             else:
                 _build(target)
-    except Exception as error:
+    except Exception as error:  # whatever goes wrong in building, the answer is that the kernel is not there
         reason = str(error).strip().splitlines()
         return (
             f"the native attention kernel cannot be built or loaded: {reason[0] if reason else type(error).__name__}."
