@@ -126,11 +126,11 @@ struct BackwardItem {
   // From scores and the gradients of the dropped weights to dropped weights and the gradients of the scores.
   void softmax_row(int64_t sequence, int64_t position, int64_t i) {
     float *weight_row = weights + i * SCORE_ROW, *grad_row = score_grads + i * SCORE_ROW;
-    const Vec factor = splat(problem.scale / LN2), shift = splat(most[i]);
+    const Vec shift = splat(most[i]);
     const uint64_t key = problem.drops() ? problem.dropout.row(sequence, head, position) : 0;
     for (int64_t j = 0; j < keys.padded_size(); j += LANES) {
       Vec grad = load(grad_row + j);
-      const Vec weight = exp2((load(weight_row + j) + load(keys.mask + j) - shift) * factor) * share[i];
+      const Vec weight = problem.weights(load(weight_row + j) + load(keys.mask + j) - shift) * share[i];
       if (problem.drops()) {
         const Vec kept = problem.dropout.factors(key, keys.block.position + j);
         store(weight_row + j, weight * kept);

@@ -38,7 +38,7 @@ constexpr int64_t SCORE_ROW = BLOCK + 3 * 16;          // an odd number of cache
 constexpr int64_t KEY_ROW = BLOCK + 16;
 constexpr int64_t SCORES = (BLOCK + 2 * MARGIN) * SCORE_ROW;
 constexpr int64_t GROUPS = 4;  // of sequences, whose position gradients are summed apart
-constexpr float LN2 = 0.6931471805599453f;
+constexpr double LN2 = 0.69314718055994531;
 
 static_assert(SCORE_ROW >= BLOCK + ROWS + MARGIN && OVERSHOOT >= 2 * LANES + ROWS);
 
@@ -187,7 +187,8 @@ struct Problem {
   int64_t table_size;
   Distances distances;
   Dropout dropout;
-  float scale;
+  float scale;                // of a score
+  float factor, factor_rest;  // scale / log(2), and the part of it that a float has no room for
   int64_t padded;     // width, in whole vectors
   int64_t query_row;  // width and a one, in whole vectors
   Tensor c2p, p2c;    // spread tables (heads, width or one more, distances), distances falling and rising
@@ -214,7 +215,10 @@ struct Problem {
         padded(round_up(width, LANES)),
         query_row(round_up(width + 1, LANES)) {
     const int terms = 1 + (this->pos_k != nullptr) + (this->pos_q != nullptr) + (this->pos_pos != nullptr);
-    scale = 1 / std::sqrt((double)width * terms);
+    const double exact = 1 / std::sqrt((double)width * terms);
+    scale = exact;
+    factor = exact / LN2;
+    factor_rest = exact / LN2 / factor - 1;
     if (seed) {
       dropout.seed = (uint64_t)seed->item<int64_t>();
       dropout.threshold = (uint32_t)std::min(dropout_p * 0x1p32, 0x1p32 - 1);
@@ -227,6 +231,9 @@ struct Problem {
       for (int64_t h = begin; h < end; ++h) spread(h);
     });
   }
+
+  // The weights, before their sum is known, of scores given as their distance from the largest.
+  Vec weights(Vec scores) const { return exp2(scores * factor, factor_rest); }
 
   bool drops() const { return dropout.threshold > 0; }
   int64_t c2p_depth() const { return (pos_k ? width : 0) + (pos_pos ? 1 : 0); }

@@ -11,7 +11,6 @@ float softmax_row(
     const Problem<T>& problem, const KeyBlock<T>& keys, int64_t sequence, int64_t position, float* scores, float& most,
     float& total) {
   const int64_t size = keys.padded_size();
-  const Vec factor = splat(problem.scale / LN2);
   Vec best = splat(-std::numeric_limits<float>::infinity());
   for (int64_t j = 0; j < size; j += LANES) {
     const Vec score = load(scores + j) + load(keys.mask + j);
@@ -22,7 +21,7 @@ float softmax_row(
   const Vec shift = splat(now);
   Vec sums{};
   for (int64_t j = 0; j < size; j += LANES) {
-    const Vec weight = exp2((load(scores + j) - shift) * factor);
+    const Vec weight = problem.weights(load(scores + j) - shift);
     sums += weight;
     store(scores + j, weight);
   }
@@ -31,7 +30,7 @@ float softmax_row(
     for (int64_t j = 0; j < size; j += LANES)
       store(scores + j, load(scores + j) * problem.dropout.factors(key, keys.block.position + j));
   }
-  const float kept = most == now ? 1 : std::exp2((most - now) * factor[0]);
+  const float kept = most == now ? 1 : problem.weights(splat(most - now))[0];
   most = now;
   total = total * kept + sum(sums);
   return kept;

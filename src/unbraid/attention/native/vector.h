@@ -68,12 +68,12 @@ inline float largest(Vec value) {
   return best;
 }
 
-// 2^x for x below 127, to one unit in the last place; 0 below 2^-126.
-inline Vec exp2(Vec x) {
+// 2^(x + x * rest) for x below 127 and a tiny rest, to one unit in the last place; 0 below 2^-126.
+inline Vec exp2(Vec x, float rest) {
   const Vec shift = splat(0x1.8p23f);  // adding it leaves the nearest integer in the low bits
   const Vec bounded = larger(x, splat(-127.0f));
   const Vec shifted = bounded + shift;
-  const Vec f = bounded - (shifted - shift);
+  const Vec f = bounded - (shifted - shift) + bounded * rest;
   // Taylor's terms of 2^f up to f^7 on [-1/2, 1/2].
   Vec p = splat(1.525273380e-5f);
   p = p * f + 1.540353039e-4f;
