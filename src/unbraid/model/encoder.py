@@ -1,4 +1,4 @@
-"""Embeddings, Attention, Layer, Encoder.
+"""Attention, Layer, Encoder.
 
 Everything here works on packed rows: N real tokens of all sequences, C wide. A Packing travels beside them.
 """
@@ -6,79 +6,19 @@ Everything here works on packed rows: N real tokens of all sequences, C wide. A 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unbraid.attention import Backend, attention_probabilities, disentangled_attention, relative_slots, relative_span
-from unbraid.errors import InputError
 from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.config import DebertaConfig
 from unbraid.model.convolution import Convolution
+from unbraid.model.frozen import Frozen, weights_stand_still
+from unbraid.model.linear import Linears
 from unbraid.packing import Packing
-
-
-class Embeddings(nn.Module):
-    """Token ids to the states that the first layer reads.
-
-    Source: microsoft/DeBERTa deberta/bert.py: BertEmbeddings at 4d7fe0b.
-    """
-
-    def __init__(self, config: DebertaConfig):
-        super().__init__()
-        width = config.embedding_size or config.hidden_size
-        self.word = nn.Embedding(config.vocab_size, width)
-        self.position = nn.Embedding(config.max_position_embeddings, width) if config.position_biased_input else None
-        self.token_type = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
-        self.project = nn.Linear(width, config.hidden_size, bias=False) if width != config.hidden_size else None
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        packing: Packing,
-        token_type_ids: Tensor | None = None,
-        perturbation: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """Sums what is known of each token at the input and normalises it.
-
-        Args:
-            input_ids: (N,) int64.
-            packing: of the N tokens.
-            token_type_ids: (N,) int64; None: all of type 0.
-            perturbation: acts on the (N, C) sum before its LayerNorm (SiFT).
-
-        Returns:
-            (N, C).
-        """
-        total = self.word(input_ids)  # (N, E)
-        if self.position is not None:
-            total = total + self.position(checked_positions(packing, self.position))
-        if self.token_type is not None:
-            total = total + self.token_type(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
-        if self.project is not None:
-            total = self.project(total)
-        if perturbation is not None:
-            total = perturbation(total)
-        return self.dropout(self.norm(total))
-
-
-def checked_positions(packing: Packing, table: nn.Embedding) -> Tensor:
-    """The absolute position of each row, all within the table.
-
-    Raises:
-        InputError: a sequence is longer than the table.
-    """
-    if packing.max_length > table.num_embeddings:
-        raise InputError(
-            f"a sequence of {packing.max_length} tokens does not fit the {table.num_embeddings} absolute positions "
-            "of this model (max_position_embeddings); cut the text into shorter pieces."
-        )
-    return packing.positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +26,13 @@ class Relative:
     """Relative positions as one forward pass needs them.
 
     Attributes:
-        table: (P, C), only the slots that the longest sequence can reach; None without relative attention.
-        slots: (2 * max_length - 1,) int64, the row of the table for every distance.
+        table: (P, C); None without relative attention.
+        used: the rows of the table that the longest sequence can reach.
+        slots: (2 * max_length - 1,) int64, the row of those for every distance.
     """
 
     table: Tensor | None
+    used: slice
     slots: Tensor
 
 
@@ -116,36 +58,48 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self._content, self._output, self._frozen = Linears(), Linears(), Frozen[Sequence[Tensor | None]]()
 
     def _heads(self, rows: Tensor) -> Tensor:
         return rows.unflatten(-1, (self.config.num_attention_heads, -1))
 
-    def _position_terms(self, table: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _position_terms(self, relative: Relative) -> Sequence[Tensor | None]:
         """pos_k (P, H, D), pos_q (P, H, D) and pos_pos (P, H), None for each term that is left out."""
-        terms = self.config.pos_att_type
-        if table is None or not terms:
+        table, names = relative.table, self.config.pos_att_type
+        if table is None or not names:
             return None, None, None
-        table = self.dropout(table)
-        pos_k = self._heads((self.pos_key or self.key)(table)) if "c2p" in terms or "p2p" in terms else None
-        pos_q = self._heads((self.pos_query or self.query)(table)) if "p2c" in terms or "p2p" in terms else None
-        pos_pos = (pos_k * pos_q).sum(-1) if "p2p" in terms and pos_k is not None and pos_q is not None else None
-        return pos_k if "c2p" in terms else None, pos_q if "p2c" in terms else None, pos_pos
+        key, query = self.pos_key or self.key, self.pos_query or self.query
+
+        def terms() -> Sequence[Tensor | None]:
+            rows = self.dropout(table)
+            pos_k = self._heads(key(rows)) if "c2p" in names or "p2p" in names else None
+            pos_q = self._heads(query(rows)) if "p2c" in names or "p2p" in names else None
+            pos_pos = (pos_k * pos_q).sum(-1) if "p2p" in names and pos_k is not None and pos_q is not None else None
+            return pos_k if "c2p" in names else None, pos_q if "p2c" in names else None, pos_pos
+
+        stand_still = weights_stand_still() and not self.training
+        all_terms = self._frozen([table, *key.parameters(), *query.parameters()], terms) if stand_still else terms()
+        return [None if term is None else term[relative.used] for term in all_terms]
 
     def weights(self, states: Tensor, relative: Relative, packing: Packing) -> list[Tensor]:
         """The attention weights of every sequence, (H, length, length) each, by the reference."""
         q, k = self._heads(self.query(states)), self._heads(self.key(states))
-        pos_k, pos_q, pos_pos = self._position_terms(relative.table)
+        pos_k, pos_q, pos_pos = self._position_terms(relative)
         return attention_probabilities(q, k, pos_k, pos_q, pos_pos, relative.slots, packing, packing)
 
     def forward(
         self, query: Tensor, states: Tensor, relative: Relative, queries: Packing, keys: Packing, backend: Backend
     ) -> Tensor:
         """Lets the query rows (Nq, C) read the states (Nk, C); returns (Nq, C)."""
-        pos_k, pos_q, pos_pos = self._position_terms(relative.table)
+        pos_k, pos_q, pos_pos = self._position_terms(relative)
+        if query is states:
+            q, k, v = self._content(states, self.query, self.key, self.value)
+        else:
+            q, k, v = self.query(query), self.key(states), self.value(states)
         context = disentangled_attention(
-            self._heads(self.query(query)),
-            self._heads(self.key(states)),
-            self._heads(self.value(states)),
+            self._heads(q),
+            self._heads(k),
+            self._heads(v),
             pos_k,
             pos_q,
             relative.slots,
@@ -155,7 +109,8 @@ class Attention(nn.Module):
             dropout_p=self.config.attention_probs_dropout_prob if self.training else 0.0,
             backend=backend,
         )
-        return self.norm(query + self.dropout(self.output(context.flatten(1))))
+        (output,) = self._output(context.flatten(1), self.output)
+        return self.norm(query + self.dropout(output))
 
 
 class Layer(nn.Module):
@@ -172,6 +127,7 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self._up, self._down = Linears(), Linears()
 
     def forward(
         self,
@@ -190,7 +146,9 @@ class Layer(nn.Module):
         if query is None or queries is None:
             query, queries = states, keys
         attended = self.attention(query, states, relative, queries, keys, backend)
-        return self.norm(attended + self.dropout(self.down(self.activation(self.up(attended)))))
+        (raised,) = self._up(attended, self.up)
+        (lowered,) = self._down(self.activation(raised), self.down)
+        return self.norm(attended + self.dropout(lowered))
 
 
 class Encoder(nn.Module):
@@ -209,6 +167,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.convolution = Convolution(config) if config.conv_kernel_size else None
         self.relative_table = self.relative_norm = None
+        self._frozen = Frozen[Tensor]()
         if config.relative_attention:
             span = relative_span(config.position_buckets, config.max_distance)
             self.relative_table = nn.Embedding(2 * span, config.hidden_size)
@@ -220,12 +179,15 @@ class Encoder(nn.Module):
         config = self.config
         slots = relative_slots(max_length, config.position_buckets, config.max_distance, config.long_distance)
         if self.relative_table is None:
-            return Relative(None, slots.to(next(self.parameters()).device))
-        first, last = (int(slots[0]), int(slots[-1])) if max_length else (0, -1)
-        table = self.relative_table.weight[first : last + 1]
-        if self.relative_norm is not None:
-            table = self.relative_norm(table)
-        return Relative(table, (slots - first).to(table.device))
+            return Relative(None, slice(None), slots.to(next(self.parameters()).device))
+        used = slice(int(slots[0]), int(slots[-1]) + 1) if max_length else slice(0, 0)
+        weight, norm = self.relative_table.weight, self.relative_norm
+        slots = (slots - used.start).to(weight.device)
+        if not weights_stand_still():
+            return Relative(weight[used] if norm is None else norm(weight[used]), slice(None), slots)
+        if norm is None:
+            return Relative(weight, used, slots)
+        return Relative(self._frozen([weight, *norm.parameters()], lambda: norm(weight)), used, slots)
 
     def forward(
         self,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.config import DebertaConfig
-from unbraid.model.encoder import Encoder, Relative, checked_positions
+from unbraid.model.embeddings import checked_positions
+from unbraid.model.encoder import Encoder, Relative
 from unbraid.packing import Packing
 
 

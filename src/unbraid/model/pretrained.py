@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
-from unbraid.model.encoder import Embeddings, Encoder, Layer, Relative
+from unbraid.model.embeddings import Embeddings
+from unbraid.model.encoder import Encoder, Layer, Relative
 from unbraid.model.folder import Pretrained
 from unbraid.model.heads import MaskDecoder, Pooler, ReplacedTokenHead, VocabularyHead
 from unbraid.model.inputs import Inputs, check_ids

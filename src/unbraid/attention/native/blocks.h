@@ -137,21 +137,6 @@ struct Dropout {
   }
 };
 
-// The next LANES entries of a row with count left, zeros behind them.
-template <typename T>
-Vec load_row(const T* from, int64_t count) {
-  if (count >= LANES) return load_all(from);
-  Vec value{};
-  for (int lane = 0; lane < count; ++lane) value[lane] = (float)from[lane];
-  return value;
-}
-
-template <typename T>
-void store_row(T* to, Vec value, int64_t count) {
-  if (count >= LANES) return store_all(to, value);
-  for (int lane = 0; lane < count; ++lane) to[lane] = (T)value[lane];
-}
-
 // The rows of a block as floats, zeros where a position is missing, up to a whole number of steps.
 template <typename T>
 void gather(

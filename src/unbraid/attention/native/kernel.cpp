@@ -4,6 +4,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "linear.h"
 
 namespace unbraid {
 namespace {
@@ -61,10 +62,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   return {q_grad, k_grad, v_grad, pos_k_grad, pos_q_grad, pos_pos_grad};
 }
 
+Tensor pack_linear(const Tensor& weight) {
+  const int64_t panels = (weight.size(0) + PANEL - 1) / PANEL;
+  const Tensor packed = at::empty({panels, weight.size(1), PANEL}, weight.options());
+  with_type(weight, [&](auto zero) { pack_panels(weight, packed.mutable_data_ptr<decltype(zero)>()); });
+  return packed;
+}
+
+Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& bias) {
+  TORCH_CHECK_VALUE(
+      x.dim() == 2 && packed.dim() == 3 && bias.dim() == 1 && x.size(1) == packed.size(1) && packed.size(2) == PANEL &&
+          packed.size(0) == (bias.size(0) + PANEL - 1) / PANEL && x.scalar_type() == packed.scalar_type() &&
+          x.scalar_type() == bias.scalar_type(),
+      "linear: x, the packed weight and the bias do not fit each other.");
+  const Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
+  const Tensor y = at::empty({x.size(0), bias.size(0)}, x.options());
+  with_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    multiply(rows, packed.const_data_ptr<T>(), bias.contiguous().const_data_ptr<T>(), bias.size(0), y.mutable_data_ptr<T>());
+  });
+  return y;
+}
+
 }  // namespace
 }  // namespace unbraid
 
 TORCH_LIBRARY_IMPL(unbraid, CPU, library) {
   library.impl("attention_forward", &unbraid::attention_forward);
   library.impl("attention_backward", &unbraid::attention_backward);
+  library.impl("pack_linear", &unbraid::pack_linear);
+  library.impl("linear", &unbraid::linear);
 }

@@ -52,6 +52,21 @@ inline void store_all(c10::BFloat16* to, Vec value) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
+// The next LANES entries of a row with count left, zeros behind them.
+template <typename T>
+Vec load_row(const T* from, int64_t count) {
+  if (count >= LANES) return load_all(from);
+  Vec value{};
+  for (int lane = 0; lane < count; ++lane) value[lane] = (float)from[lane];
+  return value;
+}
+
+template <typename T>
+void store_row(T* to, Vec value, int64_t count) {
+  if (count >= LANES) return store_all(to, value);
+  for (int lane = 0; lane < count; ++lane) to[lane] = (T)value[lane];
+}
+
 inline Vec splat(float value) { return value - Vec{}; }
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
@@ -138,7 +153,10 @@ inline void product_block(
   for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_step) {
     Vec right[COLUMNS];
 #pragma GCC unroll 8
-    for (int n = 0; n < COLUMNS; ++n) right[n] = load(b + n * LANES);
+    for (int n = 0; n < COLUMNS; ++n) {
+      right[n] = load(b + n * LANES);
+      __builtin_prefetch(b + n * LANES + 8 * b_step);
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
       const Vec left = splat(a[m * a_row]);

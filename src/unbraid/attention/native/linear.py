@@ -1,0 +1,32 @@
+"""Linear layers for inference, of weights packed once. The mathematics is in linear.h."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("unbraid", "FRAGMENT")
+_library.define("pack_linear(Tensor weight) -> Tensor")
+_library.define("linear(Tensor x, Tensor packed, Tensor bias) -> Tensor")
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """A weight (out, in), float32 or bfloat16, in the panels that :func:`linear` reads."""
+    return torch.ops.unbraid.pack_linear(weight)
+
+
+def linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
+    """X W^T + b, with sums in float32.
+
+    Args:
+        x: (N, in).
+        packed: from :func:`pack_linear`, in x's dtype.
+        bias: (out,), in x's dtype.
+
+    Returns:
+        (N, out).
+
+    Raises:
+        ValueError: tensors that do not fit each other.
+    """
+    return torch.ops.unbraid.linear(x, packed, bias)
