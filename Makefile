@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types wheel clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
 
@@ -29,5 +29,9 @@ types: .venv/.tests ## basedpyright
 test: lint types ## the whole check: lint, types, tests, doctests, README, every verb and recipe
 	$(BIN)/pytest
 
+wheel: .venv/.runs ## a wheel that holds the native kernel, for this torch and this kind of processor; needs a compiler
+	$(BIN)/python -m unbraid.attention.native.prebuild
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 clean: ## remove the virtual environment and caches
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist src/unbraid/attention/native/prebuilt

@@ -152,6 +152,19 @@ def test_finetune_evaluate_predict(kind, demo, reviews, tmp_path, capsys):
     run("predict", tmp_path / "run/best", "--file", reviews, *columns, "--output", output)
     assert len(output.read_text().splitlines()) == 24
 
+    if kind == "classification":
+        captured = capsys.readouterr()
+        run("predict", tmp_path / "run/best", "--file", reviews, *columns, "--precision", "int8")
+        captured = capsys.readouterr()
+        assert re.fullmatch(r"int8 against float32: over 24 texts .* of the answers differ, .*\n", captured.err)
+        assert len(captured.out.splitlines()) == 24
+        data = ["--data.text", "sentence", "--data.pair", "other"]
+        for precision in ("bfloat16", "int8"):
+            run("evaluate", tmp_path / "run/best", reviews, *data, "--precision", precision)
+            lower = json.loads(capsys.readouterr().out)
+            assert lower["loss"] == pytest.approx(scores["test"]["loss"], rel=0.02)
+            assert lower["loss"] != again["loss"]
+
     # A pooler that was fine-tuned is kept by the next fine-tuning.
     from unbraid.commands.finetune import has_pooler
 

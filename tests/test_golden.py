@@ -5,6 +5,7 @@ Every tensor is compared by its largest error relative to the largest value, at 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -164,7 +165,7 @@ def flipped_distance(model: nn.Module) -> None:
 
     def flipped(max_length: int):
         right = relative(max_length)
-        return type(right)(right.table, right.slots.flip(0))
+        return dataclasses.replace(right, slots=right.slots.flip(0))
 
     encoder.relative = flipped
 
@@ -193,7 +194,7 @@ def one_bucket_off(model: nn.Module) -> None:
 
     def shifted(max_length: int):
         right = relative(max_length)
-        return type(right)(right.table, (right.slots + 1).clamp(max=len(right.table) - 1))
+        return dataclasses.replace(right, slots=(right.slots + 1).clamp(max=len(right.table[right.used]) - 1))
 
     encoder.relative = shifted
 

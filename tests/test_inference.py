@@ -1,16 +1,22 @@
 """Predictions on plain text equal the model called on one padded text at a time."""
 
+import copy
 import dataclasses
+import io
+import itertools
 import re
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from unbraid import inference
 from unbraid.errors import InputError
-from unbraid.inference import Classifier, FillMask
+from unbraid.inference import Classifier, Difference, FillMask, Predictor, difference, group_by_length
 from unbraid.model.config import DebertaConfig
-from unbraid.model.pretrained import DebertaForMaskedLM, DebertaForSequenceClassification
+from unbraid.model.precision import set_precision
+from unbraid.model.pretrained import Deberta, DebertaForMaskedLM, DebertaForSequenceClassification
 from unbraid.text.tokenizer import train_tokenizer
 
 LINES = [
@@ -114,6 +120,7 @@ def test_scores_of_a_regression():
 def test_no_text_is_no_prediction():
     assert Classifier(tiny(DebertaForSequenceClassification), WordTokenizer()).predict([]) == []
     assert FillMask(tiny(DebertaForMaskedLM), WordTokenizer()).predict([]) == []
+    assert Predictor(tiny(Deberta), WordTokenizer()).outputs([]) == []
 
 
 def test_what_is_cut_is_said():
@@ -131,19 +138,28 @@ def test_what_is_cut_is_said():
     assert not Classifier(classifier.model, WordTokenizer(), max_length=200).predict([long])[0]["truncated"]
 
 
-def test_batches_stay_within_their_tokens():
-    model, widths = tiny(DebertaForSequenceClassification), []
-    model.register_forward_pre_hook(
-        lambda *call: widths.append((call[2]["packing"].batch_size, call[2]["packing"].longest)),
-        with_kwargs=True,
-    )
+def test_nothing_but_real_tokens_is_read_and_batches_stay_within_them():
+    model, rows = tiny(DebertaForSequenceClassification), []
+    layer = model.deberta.encoder.layers[1]
+    layer.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
     generator = np.random.default_rng(0)
-    texts = [" ".join(["w5"] * count) for count in generator.integers(1, 14, 200)]
-    Classifier(model, WordTokenizer(), tokens_per_batch=64).predict(texts)
-    assert sum(count for count, _ in widths) == 200
-    assert all(count * longest <= 64 for count, longest in widths)
-    assert len(widths) < 200 * 16 / 64
-    assert not torch.is_inference_mode_enabled()
+    counts = generator.integers(1, 15, 200)
+    Classifier(model, WordTokenizer(), tokens_per_batch=64).predict([" ".join(["w5"] * count) for count in counts])
+    assert sum(rows) == counts.sum() + 2 * 200
+    assert max(rows) <= 64
+    assert min(rows[:-1]) > 64 - 17  # full but for what the next text needs
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 30, 64, 10_000])
+def test_groups_are_of_like_length(tokens_per_batch):
+    lengths = np.random.default_rng(0).integers(1, 50, 300).tolist()
+    groups = list(group_by_length(lengths, tokens_per_batch))
+    assert sorted(index for group in groups for index in group) == list(range(300))
+    for group, following in itertools.pairwise(groups):
+        assert max(lengths[index] for index in group) <= min(lengths[index] for index in following)
+        assert sum(lengths[index] for index in group) + lengths[following[0]] > tokens_per_batch
+    assert all(len(group) == 1 or sum(lengths[index] for index in group) <= tokens_per_batch for group in groups)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +258,93 @@ def test_the_filled_text_reads_as_text(trained, text, filled):
     ("predictor", "texts"),
     [(Classifier, ["the dogs jump", "", "one cat sat"]), (FillMask, ["the [MASK] jump", "[MASK] cat [MASK] on"])],
 )
-def test_a_folder_gives_the_same_predictions(trained, predictor, texts, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_folder_gives_the_same_predictions(trained, predictor, texts, precision, tmp_path):
     model = tiny(predictor.head, vocab_size=len(trained))
     model.save_pretrained(tmp_path)
     trained.save_pretrained(tmp_path)
-    assert predictor.from_pretrained(tmp_path).predict(texts) == predictor(model, trained).predict(texts)
+    read = predictor.from_pretrained(tmp_path, precision=precision)
+    set_precision(model, precision)
+    assert read.predict(texts) == predictor(model, trained).predict(texts)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 25, 10_000])
+def test_states_are_those_of_each_text_alone(tokens_per_batch):
+    model, tokenizer = tiny(Deberta), WordTokenizer()
+    outputs = Predictor(model, tokenizer, tokens_per_batch=tokens_per_batch).outputs(TEXTS, TEXTS[::-1])
+    for output, encoding in zip(outputs, tokenizer.encode_batch(TEXTS, TEXTS[::-1], max_length=16), strict=True):
+        ids, types = torch.tensor([encoding.ids]), torch.tensor([encoding.segments])
+        assert torch.allclose(output, model(ids, token_type_ids=types).last_hidden_state[0], atol=1e-5)
+
+
+def test_a_reader_of_its_own():
+    predictor = Predictor(tiny(Deberta), WordTokenizer(), tokens_per_batch=20)
+    lengths = predictor.map(lambda batch: batch.packing.offsets.diff().tolist(), predictor.encode(TEXTS))
+    assert lengths == [8, 3, 2, 5, 4, 12]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("predictor", [Classifier, FillMask])
+def test_order_and_company_change_nothing(predictor, precision):
+    model, texts = tiny(predictor.head), TEXTS if predictor is Classifier else MASKED
+    set_precision(model, precision)
+    alone = [Predictor.outputs(predictor(model, WordTokenizer()), [text])[0] for text in texts]
+    tolerance = 0.02 if precision == "bfloat16" else 1e-5
+    for order in (range(len(texts)), reversed(range(len(texts)))):
+        rows = list(order)
+        outputs = predictor(model, WordTokenizer(), tokens_per_batch=20).outputs([texts[row] for row in rows])
+        for row, output in zip(rows, outputs, strict=True):
+            assert output.dtype == torch.float32
+            assert torch.allclose(output, alone[row], atol=tolerance)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 0.02), ("int8", 0.01)])
+@pytest.mark.parametrize("predictor", [Classifier, FillMask])
+def test_lower_precision_stays_near(predictor, precision, bound):
+    model, texts = tiny(predictor.head), TEXTS if predictor is Classifier else MASKED
+    expected = predictor(copy.deepcopy(model), WordTokenizer()).outputs(texts)
+    set_precision(model, precision)
+    found = difference(expected, predictor(model, WordTokenizer()).outputs(texts))
+    assert 1e-5 < found.mean <= found.largest < bound
+
+
+def test_difference_counts_answers_and_gaps():
+    expected = [torch.tensor([0.7, 0.2, 0.1]), torch.tensor([[0.6, 0.4], [0.5, 0.5]]), torch.tensor([2.5])]
+    outputs = [torch.tensor([0.3, 0.5, 0.2]), torch.tensor([[0.8, 0.2], [0.6, 0.4]]), torch.tensor([2.4])]
+    found = difference(expected, outputs)
+    assert dataclasses.astuple(found) == pytest.approx((3, 1 / 3, 0.4, (0.4 + 0.2 + 0.1) / 3))
+    assert difference(expected, expected) == Difference(3, 0.0, 0.0, 0.0)
+    # One mask of two is enough for another answer.
+    masks = [torch.tensor([[0.6, 0.4], [0.4, 0.6]])], [torch.tensor([[0.6, 0.4], [0.6, 0.4]])]
+    assert difference(*masks).changed == 1
+    assert str(found) == ("over 3 texts 33.3% of the answers differ, the numbers by 0.4 at most and 0.23 on average")
+
+
+@pytest.mark.parametrize("outputs", [([], []), ([torch.ones(2)], []), ([torch.ones(2)], [torch.ones(3)])], ids=str)
+def test_what_cannot_be_compared_is_refused(outputs):
+    with pytest.raises(InputError, match="cannot be compared"):
+        difference(*outputs)
+
+
+def test_a_wrong_precision_is_one_sentence(trained, tmp_path):
+    tiny(Deberta, vocab_size=len(trained)).save_pretrained(tmp_path)
+    trained.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="precision='fp8' is unknown"):
+        Predictor.from_pretrained(tmp_path, precision="fp8")
+
+
+def test_masks_are_not_filled_in_pairs():
+    with pytest.raises(InputError, match="single texts, no pairs"):
+        FillMask(tiny(DebertaForMaskedLM), WordTokenizer()).predict(["[MASK]"], ["w1"])
+
+
+@pytest.mark.parametrize(
+    ("terminal", "patience", "shown"), [(True, 0.0, True), (True, 60.0, False), (False, 0.0, False)]
+)
+def test_only_long_work_on_a_terminal_shows_a_bar(terminal, patience, shown, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(inference, "Console", lambda **_: Console(file=screen, force_terminal=terminal))
+    monkeypatch.setattr(inference, "_PATIENCE_S", patience)
+    Classifier(tiny(DebertaForSequenceClassification), WordTokenizer(), tokens_per_batch=1).predict(TEXTS)
+    assert ("Predicting" in screen.getvalue()) == shown
+    assert shown or not screen.getvalue()

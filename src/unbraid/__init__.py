@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from unbraid.attention import disentangled_attention
     from unbraid.errors import InputError
-    from unbraid.inference import Classifier, FillMask
+    from unbraid.inference import Classifier, FillMask, Predictor
     from unbraid.model.config import DebertaConfig, preset
     from unbraid.model.pretrained import (
         Deberta,
@@ -40,6 +40,7 @@ _HOMES = {
     "FillMask": "unbraid.inference",
     "InputError": "unbraid.errors",
     "Packing": "unbraid.packing",
+    "Predictor": "unbraid.inference",
     "Tokenizer": "unbraid.text.tokenizer",
     "disentangled_attention": "unbraid.attention",
     "preset": "unbraid.model.config",
@@ -59,6 +60,7 @@ __all__ = [
     "FillMask",
     "InputError",
     "Packing",
+    "Predictor",
     "Tokenizer",
     "disentangled_attention",
     "preset",

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import NotRequired, Self, TypedDict
+from typing import Any, NotRequired, Self, TypedDict, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unbraid.errors import InputError
-from unbraid.model.pretrained import DebertaForMaskedLM, DebertaForSequenceClassification, Pretrained
+from unbraid.model.precision import Precision, set_precision
+from unbraid.model.pretrained import (
+    Deberta,
+    DebertaForMaskedLM,
+    DebertaForSequenceClassification,
+    Pretrained,
+)
 from unbraid.text.batch import Batch, pack
 from unbraid.text.tokenizer import Encoding, Tokenizer
+
+Answer = TypeVar("Answer")
+
+_PATIENCE_S = 2.0
+"""How long a call may take before it shows its progress."""
 
 
 class Prediction(TypedDict):
@@ -52,10 +68,17 @@ class Filled(TypedDict):
     """Whether the text was longer than the model reads, and lost its end."""
 
 
-class _Predictor:
-    """A model, its tokenizer, and how much text to give it at a time."""
+class Predictor:
+    """A model, its tokenizer, and how much text to give it at a time.
 
-    head: type[Pretrained]
+    Itself it encodes; a subclass names the model that it reads, says in :meth:`read` what it takes from its output,
+    and has a ``predict`` that puts this into words.
+
+    Attributes:
+        head: the class of its models.
+    """
+
+    head: type[Pretrained] = Deberta
 
     def __init__(
         self, model: Pretrained, tokenizer: Tokenizer, *, max_length: int | None = None, tokens_per_batch: int = 8192
@@ -63,10 +86,10 @@ class _Predictor:
         """Joins a model and its tokenizer.
 
         Args:
-            model: of the class ``head``; each prediction puts it into evaluation mode.
+            model: of the class ``head``, in any precision; each call puts it into evaluation mode.
             tokenizer: the one that the model was trained with.
             max_length: the longest text in tokens, special tokens included; None: max_position_embeddings.
-            tokens_per_batch: the most tokens at a time, counting padding; one longer text still runs alone.
+            tokens_per_batch: the most tokens at a time, there is no padding; one longer text still runs alone.
 
         Raises:
             InputError: the tokenizer has more tokens than the model.
@@ -83,29 +106,77 @@ class _Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, max_length: int | None = None, tokens_per_batch: int = 8192
+        cls,
+        source: str | Path,
+        *,
+        max_length: int | None = None,
+        tokens_per_batch: int = 8192,
+        precision: Precision = "float32",
     ) -> Self:
         """Reads a model and its tokenizer, from a folder or by a name on the hub.
 
         Raises:
-            InputError: see :meth:`Pretrained.from_pretrained` and :meth:`Tokenizer.from_pretrained`.
+            InputError: see :meth:`Pretrained.from_pretrained`, :meth:`Tokenizer.from_pretrained` and
+                :func:`set_precision`.
         """
         tokenizer = Tokenizer.from_pretrained(source)
         model = cls.head.from_pretrained(source)
+        set_precision(model, precision)
         return cls(model, tokenizer, max_length=max_length, tokens_per_batch=tokens_per_batch)
 
-    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
+    def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Tensor]:
+        """What the model says of each text or pair, in their order, float32 on the CPU.
+
+        Returns:
+            For each text the states of its tokens, (tokens, C), [CLS] and [SEP] included; of a classifier the
+            probabilities of the classes (labels,), or the score (1,); of a masked language model those of the
+            vocabulary at each mask (masks, V).
+
+        Raises:
+            InputError: not a list of texts, not as many second texts as first ones, or lone surrogates.
+        """
+        return self.map(self.read, self.encode(texts, pairs))
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
+        """Tokenises texts or pairs, cut to the longest length.
+
+        Raises:
+            InputError: see :meth:`outputs`.
+        """
         if isinstance(texts, str) or isinstance(pairs, str):
             raise InputError("a single text came where several are read; give a list of texts.")
         return self.tokenizer.encode_batch(texts, pairs, max_length=self.max_length)
 
-    def _batches(self, encodings: Sequence[Encoding]) -> Iterator[tuple[list[int], Batch]]:
-        """The encodings in packed batches on the model's device, with the index of each."""
+    @torch.no_grad()
+    def map(self, read: Callable[[Batch], Iterable[Answer]], encodings: Sequence[Encoding]) -> list[Answer]:
+        """Reads encodings in batches of like length, and puts the answers into the encodings' order.
+
+        On a terminal, work of more than two seconds shows its progress.
+
+        Args:
+            read: a packed batch on the model's device to an answer for each of its texts, e.g. :meth:`read`.
+            encodings: of any number and length, in any order.
+        """
+        self.model.eval()
         device = next(self.model.parameters()).device
-        for rows in group_by_length([len(encoding.ids) for encoding in encodings], self.tokens_per_batch):
-            ids = [encodings[row].ids for row in rows]
-            segments = [encodings[row].segments for row in rows]
-            yield rows, pack(ids, token_types=segments).to(device)
+        answers: dict[int, Answer] = {}
+        lengths = [len(encoding.ids) for encoding in encodings]
+        with _progress(sum(lengths)) as advance:
+            for rows in group_by_length(lengths, self.tokens_per_batch):
+                group = [encodings[row] for row in rows]
+                batch = pack([each.ids for each in group], token_types=[each.segments for each in group]).to(device)
+                answers.update(zip(rows, read(batch), strict=True))
+                advance(len(batch.input_ids))
+        return [answers[row] for row in range(len(encodings))]
+
+    def read(self, batch: Batch) -> Sequence[Tensor]:
+        """What the model says of each text of a batch; see :meth:`outputs`."""
+        states = _run(self.model, batch).last_hidden_state  # (N, C)
+        return states.float().cpu().split(batch.packing.offsets.diff().tolist())
+
+
+def _run(model: Pretrained, batch: Batch, **arguments: Tensor) -> Any:
+    return model(batch.input_ids, packing=batch.packing, token_type_ids=batch.token_type_ids, **arguments)
 
 
 def group_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
@@ -113,94 +184,112 @@ def group_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[l
 
     Args:
         lengths: in tokens.
-        tokens_per_batch: the most tokens in a group, each sequence padded to the longest; at least one sequence each.
+        tokens_per_batch: the most tokens in a group; at least one sequence each.
 
     Yields:
         The indices of a group.
 
-    >>> list(group_by_length([9, 2, 3, 2], tokens_per_batch=6))
-    [[1, 3], [2], [0]]
+    >>> list(group_by_length([9, 2, 3, 2], tokens_per_batch=7))
+    [[1, 3, 2], [0]]
     """
     group: list[int] = []
+    tokens = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[index] > tokens_per_batch:
+        if group and tokens + lengths[index] > tokens_per_batch:
             yield group
-            group = []
+            group, tokens = [], 0
         group.append(index)
+        tokens += lengths[index]
     if group:
         yield group
 
 
-class Classifier(_Predictor):
+@contextlib.contextmanager
+def _progress(tokens: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal, if there is one, that appears when the work takes long."""
+    began = time.monotonic()
+    console = Console(stderr=True)
+    columns = TextColumn("Predicting"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("", total=tokens)
+
+    def advance(count: int) -> None:
+        bar.advance(task, count)
+        if not bar.live.is_started and time.monotonic() - began > _PATIENCE_S:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+class Classifier(Predictor):
     """A fine-tuned sequence classifier, or regression model, on plain text."""
 
     head = DebertaForSequenceClassification
 
-    @torch.inference_mode()
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Classifies texts, or pairs of texts, in their order.
 
         Raises:
-            InputError: not a list of texts, not as many second texts as first ones, or lone surrogates; or a model
-                that gives a text several labels at once.
+            InputError: see :meth:`outputs`; or a model that gives a text several labels at once.
         """
+        encodings = self.encode(texts, pairs)
+        answers = zip(self.map(self.read, encodings), encodings, strict=True)
+        return [self._prediction(output, encoding.truncated) for output, encoding in answers]
+
+    def read(self, batch: Batch) -> Sequence[Tensor]:
+        """See :meth:`Predictor.read`."""
         if self.model.config.problem_type == "multi_label_classification":
             raise InputError("this model gives a text several labels at once; Classifier serves models that give one.")
-        encodings = self._encode(texts, pairs)
-        self.model.eval()
-        predictions: dict[int, Prediction] = {}
-        for rows, batch in self._batches(encodings):
-            output = self.model(batch.input_ids, packing=batch.packing, token_type_ids=batch.token_type_ids)
-            for row, logits in zip(rows, output.logits.float().cpu(), strict=True):
-                predictions[row] = self._prediction(logits, encodings[row].truncated)
-        return [predictions[row] for row in range(len(texts))]
+        logits = _run(self.model, batch).logits.float().cpu()
+        return (logits if logits.shape[1] == 1 else logits.softmax(-1)).unbind()
 
-    def _prediction(self, logits: Tensor, truncated: bool) -> Prediction:
-        if len(logits) == 1:
-            return {"score": logits.item(), "truncated": truncated}
+    def _prediction(self, output: Tensor, truncated: bool) -> Prediction:
+        if len(output) == 1:
+            return {"score": output.item(), "truncated": truncated}
         names = self.model.config.id2label
-        scores = {names[index]: probability for index, probability in enumerate(logits.softmax(-1).tolist())}
+        scores = {names[index]: probability for index, probability in enumerate(output.tolist())}
         label, score = max(scores.items(), key=itemgetter(1))
         return {"label": label, "score": score, "scores": scores, "truncated": truncated}
 
 
-class FillMask(_Predictor):
+class FillMask(Predictor):
     """A masked language model that fills the blanks of plain text."""
 
     head = DebertaForMaskedLM
 
-    @torch.inference_mode()
-    def predict(self, texts: Sequence[str], *, top_k: int = 5) -> list[Filled]:
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, top_k: int = 5) -> list[Filled]:
         """Fills every ``[MASK]`` of some texts, in their order.
 
         Args:
             texts: each with one or several ``[MASK]``.
+            pairs: refused; a masked language model fills single texts.
             top_k: how many tokens to give for each mask.
 
         Raises:
-            InputError: not a list of texts, a text without a mask, a mask beyond the longest length,
-                or a ``top_k`` that the vocabulary does not have.
+            InputError: see :meth:`encode`; or a ``top_k`` that the vocabulary does not have.
         """
         if not 1 <= top_k <= len(self.tokenizer):
             raise InputError(f"top_k is {top_k}; choose between 1 and the {len(self.tokenizer)} tokens there are.")
-        encodings = self._encode(texts)
-        self._check_masks(texts, encodings)
-        self.model.eval()
-        filled: dict[int, Filled] = {}
-        for rows, batch in self._batches(encodings):
-            masked = batch.input_ids == self.tokenizer.mask_id  # (N,)
-            output = self.model(
-                batch.input_ids, packing=batch.packing, token_type_ids=batch.token_type_ids, predict=masked
-            )
-            probabilities = output.logits.float().softmax(-1)[:, : len(self.tokenizer)]  # (M, V), less spare rows
-            best = probabilities.topk(top_k)
-            candidates = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            for row in rows:
-                count = encodings[row].ids.count(self.tokenizer.mask_id)
-                filled[row] = self._filled(encodings[row], [next(candidates) for _ in range(count)])
-        return [filled[row] for row in range(len(texts))]
+        encodings = self.encode(texts, pairs)
+        best = self.map(lambda batch: [each.topk(top_k) for each in self.read(batch)], encodings)
+        return [
+            self._filled(encoding, each.indices.tolist(), each.values.tolist())
+            for encoding, each in zip(encodings, best, strict=True)
+        ]
 
-    def _check_masks(self, texts: Sequence[str], encodings: Sequence[Encoding]) -> None:
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
+        """Tokenises texts that have masks.
+
+        Raises:
+            InputError: not a list of texts, pairs, a text without a mask, or a mask beyond the longest length.
+        """
+        if pairs is not None:
+            raise InputError("this model fills masks; it takes single texts, no pairs.")
+        encodings = super().encode(texts)
         mask = self.tokenizer.token(self.tokenizer.mask_id)
         for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
             if mask not in text:
@@ -209,16 +298,72 @@ class FillMask(_Predictor):
                 raise InputError(
                     f"Text {index} has a {mask} beyond the {self.max_length} tokens that the model reads; shorten it."
                 )
+        return encodings
 
-    def _filled(self, encoding: Encoding, candidates: list[tuple[list[int], list[float]]]) -> Filled:
-        """Puts the best of the candidates, (ids, probabilities) of each mask, into the text."""
-        best = iter(candidates)
-        ids = [next(best)[0][0] if token == self.tokenizer.mask_id else token for token in encoding.ids]
+    def read(self, batch: Batch) -> Sequence[Tensor]:
+        """See :meth:`Predictor.read`."""
+        masked = batch.input_ids == self.tokenizer.mask_id  # (N,)
+        logits = _run(self.model, batch, predict=masked).logits.float()
+        probabilities = logits.softmax(-1)[:, : len(self.tokenizer)].cpu()  # (M, V), less spare rows
+        masks = batch.packing.sequence_ids[masked].bincount(minlength=batch.packing.batch_size)
+        return probabilities.split(masks.tolist())
+
+    def _filled(self, encoding: Encoding, tokens: list[list[int]], probabilities: list[list[float]]) -> Filled:
+        """Puts the best of the candidates of each mask into the text."""
+        best = iter(tokens)
+        ids = [next(best)[0] if token == self.tokenizer.mask_id else token for token in encoding.ids]
         masks: list[list[Candidate]] = [
             [
                 {"token": self.tokenizer.token(token), "probability": probability}
-                for token, probability in zip(tokens, probabilities, strict=True)
+                for token, probability in zip(*mask, strict=True)
             ]
-            for tokens, probabilities in candidates
+            for mask in zip(tokens, probabilities, strict=True)
         ]
         return {"text": self.tokenizer.decode(ids), "masks": masks, "truncated": encoding.truncated}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far the outputs of a predictor are from those of another.
+
+    Attributes:
+        texts: how many were compared.
+        changed: the share of them of which some answer, the place of the largest number, is another.
+        largest: the largest difference of any two numbers.
+        mean: the mean over the texts of their largest difference.
+    """
+
+    texts: int
+    changed: float
+    largest: float
+    mean: float
+
+    def __str__(self) -> str:
+        return (
+            f"over {self.texts} texts {self.changed:.1%} of the answers differ, "
+            f"the numbers by {self.largest:.2g} at most and {self.mean:.2g} on average"
+        )
+
+
+def difference(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> Difference:
+    """Compares what two predictors say of the same texts, e.g. the same model in two precisions.
+
+    Args:
+        expected: from :meth:`Predictor.outputs`.
+        outputs: likewise, of the other one.
+
+    Raises:
+        InputError: no texts, or outputs of other shapes.
+
+    >>> difference([torch.tensor([0.75, 0.25])], [torch.tensor([0.5, 0.5])])
+    Difference(texts=1, changed=0.0, largest=0.25, mean=0.25)
+    """
+    if not expected or [each.shape for each in expected] != [each.shape for each in outputs]:
+        raise InputError(
+            "the outputs of the two predictors cannot be compared; give both the same texts, at least one, "
+            "the same tokenizer and max_length."
+        )
+    both = list(zip(expected, outputs, strict=True))
+    gaps = torch.stack([(ours - theirs).abs().amax() for theirs, ours in both])
+    changed = sum(not torch.equal(theirs.argmax(-1), ours.argmax(-1)) for theirs, ours in both)
+    return Difference(len(both), changed / len(both), gaps.amax().item(), gaps.mean().item())

@@ -1,4 +1,4 @@
-"""The C++ kernel against the reference in float64; its building, threads and dropout; torch's machinery around it.
+"""The C++ kernel against the reference in float64; its threads and dropout; torch's machinery around it.
 
 All of it with uninitialised memory filled with NaN, the kernel's scratch included.
 """
@@ -6,7 +6,6 @@ All of it with uninitialised memory filled with NaN, the kernel's scratch includ
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import torch
 from torch.utils.cpp_extension import get_cxx_compiler
 
 from unbraid.attention import native, reference, relative_slots
-from unbraid.attention.native import build
 from unbraid.packing import Packing
 
 # Without a compiler there is no kernel to test; with one, a kernel that does not build fails every test here.
@@ -305,39 +303,13 @@ def test_it_says_what_it_cannot_serve():
         native.attention(rows, rows, rows, table, None, None, slots[2:3], packing, packing, 0.0)
 
 
-def test_without_a_compiler_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    reason = build._load.__wrapped__()
-    assert "there is no C++ compiler" in reason
-    assert "\n" not in reason
-    assert os.environ["PATH"] == ""
-
-
-def test_a_failing_build_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", "false")
-    assert "cannot be built or loaded" in build._load.__wrapped__()
-    assert not list(tmp_path.rglob("*.so"))
-
-
-def test_two_processes_build_it_once(tmp_path):
-    script = """
-        import torch
-        from unbraid.attention.native import build
-
-        build._FLAGS = ["-O0", "-fopenmp", "-std=c++20"]
-        once, calls = build._build, []
-        build._build = lambda target: (calls.append(target), once(target))
-        print(build.unavailable(), len(calls))
-    """
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "MAX_JOBS": "1"}
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = sorted(process.communicate(timeout=250)[0].split()[-2:] for process in started)
-    assert said == [["None", "0"], ["None", "1"]]
-    assert [path.suffix for path in sorted((tmp_path / "unbraid").iterdir())].count(".so") == 1
+def test_a_second_derivative_is_refused_not_zero():
+    problem = draw_problem(Packing.from_lengths([9]))
+    q, *rest = [t.float().requires_grad_() for t in problem.tensors.values()]
+    output = native.attention(q, *rest, problem.slots, problem.queries, problem.keys, 0.0)
+    (gradient,) = torch.autograd.grad(output.square().sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.sum().backward()
 
 
 def test_memory_grows_with_the_length_not_its_square():

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from unbraid.attention import native, reference, sdpa
+from unbraid.attention.choice import choose
 from unbraid.attention.position import relative_slots, relative_span
 from unbraid.packing import Packing
 
@@ -49,8 +50,7 @@ def disentangled_attention(
         pos_pos: (P, H) position-to-position scores, or None to leave that term out.
         dropout_p: probability of dropping an attention weight.
         backend: ``"reference"`` (the equation, slow), ``"sdpa"`` (torch's fused kernel), ``"native"`` (C++ for the
-            CPU, built at first use, which takes a compiler) or ``"auto"`` (sdpa). A backend asked for by name either
-            serves or raises.
+            CPU) or ``"auto"`` (native where it can, else sdpa). A backend asked for by name either serves or raises.
 
     Returns:
         (Nq, H, D). A query whose sequence has no key gets zeros from the reference.
@@ -60,13 +60,15 @@ def disentangled_attention(
 
     Source: DeBERTa equations (2) to (4) and Algorithm 1.
     """
+    if backend == "auto":
+        backend, _ = choose(q, queries, keys)
     if backend == "reference":
         if keys.mask is not None:
             raise ValueError("backend='reference' reads packed rows only; a padded batch kept whole needs 'sdpa'.")
         return reference.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
     if backend == "native":
         return native.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
-    if backend in ("auto", "sdpa"):
+    if backend == "sdpa":
         return sdpa.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
     raise ValueError(f"backend={backend!r} is unknown; choose 'auto', 'native', 'reference' or 'sdpa'.")
 

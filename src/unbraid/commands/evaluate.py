@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import ConfigDict, Field
@@ -34,6 +34,8 @@ class Config:
     """Longest example, or row of text, in tokens."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Examples, or rows of text, at a time."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the model."""
     cache: str | None = None
     """Folder for tokenised text; by default a temporary one."""
 
@@ -47,12 +49,14 @@ def run(config: Config) -> None:
 
 
 def _examples(config: Config) -> dict[str, float]:
+    from unbraid.model.precision import set_precision
     from unbraid.model.pretrained import DebertaForSequenceClassification
     from unbraid.tasks.classification import encode_examples, evaluate
     from unbraid.tasks.examples import read_examples
     from unbraid.text.tokenizer import Tokenizer
 
     model = DebertaForSequenceClassification.from_pretrained(config.model)
+    set_precision(model, config.precision)
     regression = model.config.num_labels == 1
     labels = None if regression else [model.config.id2label[i] for i in range(model.config.num_labels)]
     kind = "regression" if regression else "classification"
@@ -68,11 +72,14 @@ def _text(config: Config) -> dict[str, float]:
     import tempfile
 
     from unbraid.commands.pretrain import EVALUATION_SEED
+    from unbraid.model.precision import set_precision
     from unbraid.model.pretrained import DebertaForMaskedLM
     from unbraid.pretraining.corpus import prepare
     from unbraid.pretraining.mlm import MaskedBatches, MaskedLanguageModeling, evaluate_mlm
     from unbraid.text.tokenizer import Tokenizer
 
+    model = DebertaForMaskedLM.from_pretrained(config.model)
+    set_precision(model, config.precision)
     tokenizer = Tokenizer.from_pretrained(config.model)
     batch_tokens = config.batch_size * config.max_length
     with tempfile.TemporaryDirectory() as temporary:
@@ -92,4 +99,4 @@ def _text(config: Config) -> dict[str, float]:
             batch_tokens=batch_tokens,
             seed=EVALUATION_SEED,
         )
-        return evaluate_mlm(MaskedLanguageModeling(DebertaForMaskedLM.from_pretrained(config.model)), batches)
+        return evaluate_mlm(MaskedLanguageModeling(model), batches)

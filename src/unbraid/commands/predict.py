@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from pydantic import ConfigDict, Field
@@ -14,8 +14,14 @@ from pydantic.dataclasses import dataclass
 
 from unbraid.errors import InputError
 
+if TYPE_CHECKING:
+    from unbraid.inference import Predictor
+
 CHUNK = 512
 """Texts predicted at a time."""
+
+COMPARED = 64
+"""Texts that a lower precision is compared on."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -43,6 +49,8 @@ class Config:
     """Longest text in tokens; longer ones are cut, and say so. By default what the model was made for."""
     top_k: Annotated[int, Field(ge=1)] = 5
     """How many tokens to offer for each [MASK]."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the model; below float32 it says how far the first answers are from float32's."""
 
 
 def run(config: Config) -> None:
@@ -51,19 +59,18 @@ def run(config: Config) -> None:
     from unbraid.inference import Classifier, FillMask
     from unbraid.model.folder import has_masked_language_model
 
-    if has_masked_language_model(config.model):
-        filler = FillMask.from_pretrained(config.model, max_length=config.max_length)
-
-        def predict(texts: list[str], pairs: list[str] | None) -> list:
-            if pairs is not None:
-                raise InputError("this model fills masks; it takes single texts, no pairs.")
-            return filler.predict(texts, top_k=config.top_k)
-    else:
-        predict = Classifier.from_pretrained(config.model, max_length=config.max_length).predict
+    head = FillMask if has_masked_language_model(config.model) else Classifier
+    predictor = head.from_pretrained(config.model, max_length=config.max_length)
 
     def lines() -> Iterator[str]:
-        for texts, pairs in _chunks(config):
-            for text, prediction in zip(texts, predict(texts, pairs), strict=True):
+        for number, (texts, pairs) in enumerate(_chunks(config)):
+            if number == 0 and config.precision != "float32":
+                _lower(predictor, config.precision, texts[:COMPARED], pairs and pairs[:COMPARED])
+            if isinstance(predictor, FillMask):
+                predictions = predictor.predict(texts, pairs, top_k=config.top_k)
+            else:
+                predictions = predictor.predict(texts, pairs)
+            for text, prediction in zip(texts, predictions, strict=True):
                 yield json.dumps({"input": text, **prediction}, ensure_ascii=False)
 
     if config.output is None:
@@ -71,6 +78,18 @@ def run(config: Config) -> None:
             print(line)
     else:
         write_lines(Path(config.output), lines())
+
+
+def _lower(
+    predictor: Predictor, precision: Literal["bfloat16", "int8"], texts: list[str], pairs: list[str] | None
+) -> None:
+    """Changes the precision, and says how far the answers to some texts are from what they were."""
+    from unbraid.inference import difference
+    from unbraid.model.precision import set_precision
+
+    expected = predictor.outputs(texts, pairs)
+    set_precision(predictor.model, precision)
+    print(f"{precision} against float32: {difference(expected, predictor.outputs(texts, pairs))}", file=sys.stderr)
 
 
 def _chunks(config: Config) -> Iterator[tuple[list[str], list[str] | None]]:

@@ -123,11 +123,10 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = Attention(config)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self._up, self._down = Linears(), Linears()
+        self._up, self._down = Linears(ACTIVATIONS[config.hidden_act]), Linears()
 
     def forward(
         self,
@@ -147,7 +146,7 @@ class Layer(nn.Module):
             query, queries = states, keys
         attended = self.attention(query, states, relative, queries, keys, backend)
         (raised,) = self._up(attended, self.up)
-        (lowered,) = self._down(self.activation(raised), self.down)
+        (lowered,) = self._down(raised, self.down)
         return self.norm(attended + self.dropout(lowered))
 
 

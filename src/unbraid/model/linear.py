@@ -11,17 +11,11 @@ from torch import Tensor, nn
 
 from unbraid.attention.native import unavailable
 from unbraid.attention.native.linear import linear, pack_linear
+from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.frozen import Frozen, weights_stand_still
 
-FEW_ROWS = 256
-"""Up to so many rows the packed product is the faster one in float32, beyond it torch's (docs/benchmarks.md)."""
-
-
-@functools.cache
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor does, so that oneDNN's product is the faster one."""
-    facts = torch.cpu.get_capabilities()
-    return bool(facts.get("amx_bf16") or facts.get("avx512_bf16") or facts.get("sve_bf16"))
+Product = Callable[[Tensor, bool], Tensor]
+"""Of an input, (N, in) to (N, out), and its GELU if so wished."""
 
 
 class Linears:
@@ -31,23 +25,34 @@ class Linears:
     GPU, for quantised or adapted weights, and under a compiler or exporter it calls the layers.
     """
 
-    def __init__(self):
-        self._product: Frozen[Callable[[Tensor], Tensor]] = Frozen()
+    def __init__(self, activation: Callable[[Tensor], Tensor] | None = None):
+        """Prepares for layers.
+
+        Args:
+            activation: what to make of their outputs.
+        """
+        self.activation = activation
+        self._product: Frozen[Product] = Frozen()
 
     def __call__(self, x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
         """What each layer makes of x (N, in): (N, out) each, which may be columns of one tensor."""
         if not (weights_stand_still() and _served(x, layers)):
-            return [layer(x) for layer in layers]
+            outputs = [layer(x) for layer in layers]
+            return outputs if self.activation is None else [self.activation(output) for output in outputs]
         plain = cast(Sequence[nn.Linear], layers)
         weights = [tensor for layer in plain for tensor in (layer.weight, layer.bias) if tensor is not None]
-        product = self._product(weights, functools.partial(_pack, plain))
-        return product(x).split([layer.out_features for layer in plain], dim=-1)
+        product = self._product(weights, lambda: _pack(plain))
+        fused = self.activation is ACTIVATIONS["gelu"]
+        output = product(x, fused)
+        if self.activation is not None and not fused:
+            output = self.activation(output)
+        return output.split([layer.out_features for layer in plain], dim=-1)
 
 
 def _served(x: Tensor, layers: Sequence[nn.Module]) -> bool:
     return (
         x.device.type == "cpu"
-        and _has_product(len(x), x.dtype)
+        and x.dtype in (torch.float32, torch.bfloat16)
         and all(
             type(layer) is nn.Linear
             and type(layer.weight) is nn.Parameter
@@ -55,21 +60,24 @@ def _served(x: Tensor, layers: Sequence[nn.Module]) -> bool:
             and not (layer._forward_hooks or layer._forward_pre_hooks)
             for layer in layers
         )
+        and (_takes_onednn(x.dtype) or unavailable() is None)
     )
 
 
-def _has_product(rows: int, dtype: torch.dtype) -> bool:
-    if dtype == torch.float32:
-        return rows <= FEW_ROWS and unavailable() is None
-    return dtype == torch.bfloat16 and (_multiplies_bfloat16() or unavailable() is None)
+@functools.cache
+def _takes_onednn(dtype: torch.dtype) -> bool:
+    """Whether the processor multiplies bfloat16 itself, which oneDNN makes the most of."""
+    facts = torch.cpu.get_capabilities()
+    return dtype == torch.bfloat16 and any(map(facts.get, ("amx_bf16", "avx512_bf16", "sve_bf16")))
 
 
-def _pack(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
+def _pack(layers: Sequence[nn.Linear]) -> Product:
     weight = torch.cat([layer.weight for layer in layers])
     biases = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
     bias = torch.cat(biases)
-    if weight.dtype == torch.bfloat16 and _multiplies_bfloat16():
+    if _takes_onednn(weight.dtype):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        names = {False: ("none", ""), True: ("gelu", "none")}  # of the activation, and of how to compute it
+        return lambda x, gelu: torch.ops.mkldnn._linear_pointwise(x, packed, bias, names[gelu][0], [], names[gelu][1])
     packed = pack_linear(weight)
-    return lambda x: linear(x, packed, bias)
+    return lambda x, gelu: linear(x, packed, bias, gelu)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from unbraid.attention.native.build import unavailable
 from unbraid.packing import Packing
 
-__all__ = ["attention", "refusal", "unavailable"]
+__all__ = ["attention", "unavailable", "unsuited"]
 
 _LAYOUT = (
     "Tensor slots, Tensor query_offsets, Tensor query_positions, Tensor key_offsets, Tensor key_positions, "
@@ -54,18 +55,26 @@ def _backward(ctx, out_grad, _softmax_grad):
     return (*wanted, *[None] * 7)
 
 
+def _second_backward(_ctx, *_gradients):
+    raise NotImplementedError("backend='native' has no second derivative; take backend='sdpa' for it.")
+
+
 torch.library.register_autograd("unbraid::attention_forward", _backward, setup_context=_save, lib=_library)
+torch.library.register_autograd("unbraid::attention_backward", _second_backward, lib=_library)
 
 
-def refusal(q: Tensor, queries: Packing, keys: Packing) -> str | None:
-    """Why the kernel cannot serve this call, in one sentence; None: it can."""
+def unsuited(q: Tensor, queries: Packing, keys: Packing) -> str | None:
+    """Why this call is not one for the kernel, in one sentence; None: it is."""
     if q.device.type != "cpu":
         return f"backend='native' runs on the CPU only, not on {q.device.type}."
     if q.dtype not in (torch.float32, torch.bfloat16):
         return f"backend='native' computes in float32 and bfloat16 only, not in {str(q.dtype).removeprefix('torch.')}."
     if queries.mask is not None or keys.mask is not None:
         return "backend='native' reads packed rows only; a padded batch kept whole needs 'sdpa'."
-    return unavailable()
+    # There torch would take the derivative to be zero, without a word.
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return "backend='native' knows backward() only; forward-mode derivatives and torch.func need 'sdpa'."
+    return None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -91,9 +100,9 @@ def attention(
     and decides on each weight by a hash of the seed, the sequence, the head and the two positions.
 
     Raises:
-        ValueError: the call cannot be served; see :func:`refusal`.
+        ValueError: the call cannot be served; see :func:`unsuited` and :func:`unavailable`.
     """
-    reason = refusal(q, queries, keys)
+    reason = unsuited(q, queries, keys) or unavailable()
     if reason is not None:
         raise ValueError(reason)
     seed = torch.randint(2**62, ()) if dropout_p else None

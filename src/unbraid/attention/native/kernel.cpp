@@ -69,7 +69,7 @@ Tensor pack_linear(const Tensor& weight) {
   return packed;
 }
 
-Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& bias) {
+Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& bias, bool gelu) {
   TORCH_CHECK_VALUE(
       x.dim() == 2 && packed.dim() == 3 && bias.dim() == 1 && x.size(1) == packed.size(1) && packed.size(2) == PANEL &&
           packed.size(0) == (bias.size(0) + PANEL - 1) / PANEL && x.scalar_type() == packed.scalar_type() &&
@@ -79,7 +79,9 @@ Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& bias) {
   const Tensor y = at::empty({x.size(0), bias.size(0)}, x.options());
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
-    multiply(rows, packed.const_data_ptr<T>(), bias.contiguous().const_data_ptr<T>(), bias.size(0), y.mutable_data_ptr<T>());
+    multiply(
+        rows, packed.const_data_ptr<T>(), bias.contiguous().const_data_ptr<T>(), gelu, bias.size(0),
+        y.mutable_data_ptr<T>());
   });
   return y;
 }

@@ -1,4 +1,4 @@
-// Linear layers for inference: y = x W^T + b, the weight packed once into panels that one pass of the product reads in
+// Linear layers for inference: y = x W^T + b or its GELU, the weight packed once into panels that one pass of the product reads in
 // order.
 #pragma once
 
@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <type_traits>
 
 #include "vector.h"
 
@@ -16,9 +15,10 @@ namespace unbraid {
 
 using at::Tensor;
 
-constexpr int PANEL = 3 * LANES;     // outputs of a panel
-constexpr int64_t ROW_BLOCK = 128;   // rows that share a panel while it is in the cache
-constexpr int64_t DEPTH_BLOCK = 256;  // inputs whose products are summed in one go
+constexpr int PANEL = 3 * LANES;      // outputs of a panel
+constexpr int64_t ROW_BLOCK = 128;    // rows and inputs of a block of x, which stays in the cache for many panels
+constexpr int64_t DEPTH_BLOCK = 256;
+constexpr int64_t MOST_PANELS = 32;   // whose sums stay there as well
 
 // W (outputs, inputs) as (panels, inputs, PANEL), zeros behind the last output.
 template <typename T>
@@ -33,55 +33,55 @@ void pack_panels(const Tensor& weight, T* to) {
   });
 }
 
-// One block of rows times one panel: sums (rows, PANEL). A part of the panel in floats is held in place of another type.
+// The rows of a block of x as floats, zeros below them up to a whole number of steps.
 template <typename T>
-void panel_product(
-    int64_t rows, int64_t inputs, const float* x, int64_t x_row, const T* panel, float* part, float* sums) {
-  for (int64_t i = 0; i < inputs; i += DEPTH_BLOCK) {
-    const int64_t depth = std::min(DEPTH_BLOCK, inputs - i);
-    const float* right = part;
-    if constexpr (std::is_same_v<T, float>) right = panel + i * PANEL;
-    else
-      for (int64_t n = 0; n < depth * PANEL; n += LANES) store(part + n, load_all(panel + i * PANEL + n));
-    for (int64_t m = 0; m < rows; m += ROWS)
-      product_block<3>(depth, x + m * x_row + i, x_row, 1, right, PANEL, sums + m * PANEL, PANEL, i > 0);
-  }
+void copy_block(const T* x, int64_t x_row, int64_t rows, int64_t depth, float* to) {
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t i = 0; i < depth; i += LANES)
+      store_row(to + m * depth + i, load_row(x + m * x_row + i, depth - i), depth - i);
+  std::fill_n(to + rows * depth, (round_up(rows, ROWS) - rows) * depth, 0.0f);
+}
+
+inline const float* as_floats(const float* from, int64_t, float*) { return from; }
+
+inline const float* as_floats(const c10::BFloat16* from, int64_t size, float* to) {
+  for (int64_t n = 0; n < size; n += LANES) store(to + n, load_all(from + n));
+  return to;
 }
 
 template <typename T>
-void multiply(const Tensor& x, const T* panels, const T* bias, int64_t outputs, T* y) {
+void multiply(const Tensor& x, const T* panels, const T* bias, bool with_gelu, int64_t outputs, T* y) {
   const int64_t rows = x.size(0), inputs = x.size(1), x_row = x.stride(0);
   const T* from = x.const_data_ptr<T>();
   const int64_t num_panels = (outputs + PANEL - 1) / PANEL, num_blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
-  const int64_t threads = at::get_num_threads();
   // A few panels at a time for each thread, so that all end together.
-  const int64_t group = std::clamp<int64_t>(num_blocks * num_panels / (8 * threads), 1, num_panels);
+  const int64_t threads = at::get_num_threads();
+  const int64_t group = std::clamp<int64_t>(num_blocks * num_panels / (8 * threads), 1, MOST_PANELS);
   const int64_t num_groups = (num_panels + group - 1) / group;
   std::atomic<int64_t> next{0};
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const Tensor scratch = at::empty({ROW_BLOCK * inputs + (ROW_BLOCK + DEPTH_BLOCK) * PANEL}, at::kFloat);
-    float* sums = scratch.mutable_data_ptr<float>();
-    float *part = sums + ROW_BLOCK * PANEL, *floats = part + DEPTH_BLOCK * PANEL;
-    int64_t held = -1;
+    const Tensor scratch = at::empty({ROW_BLOCK * (DEPTH_BLOCK + group * PANEL) + DEPTH_BLOCK * PANEL}, at::kFloat);
+    float* block = scratch.mutable_data_ptr<float>();
+    float *part = block + ROW_BLOCK * DEPTH_BLOCK, *all_sums = part + DEPTH_BLOCK * PANEL;
     for (int64_t item; (item = next++) < num_blocks * num_groups;) {
-      const int64_t block = item / num_groups, first = block * ROW_BLOCK;
-      const int64_t count = std::min(ROW_BLOCK, rows - first), whole = round_up(count, ROWS);
-      if (block != held) {
-        for (int64_t m = 0; m < count; ++m)
-          for (int64_t i = 0; i < inputs; i += LANES)
-            store_row(floats + m * inputs + i, load_row(from + (first + m) * x_row + i, inputs - i), inputs - i);
-        std::fill_n(floats + count * inputs, (whole - count) * inputs, 0.0f);
-        held = block;
-      }
-      const int64_t begin = item % num_groups * group;
-      for (int64_t p = begin; p < std::min(begin + group, num_panels); ++p) {
-        panel_product(whole, inputs, floats, inputs, panels + p * inputs * PANEL, part, sums);
-        for (int64_t m = 0; m < count; ++m)
-          for (int64_t c = 0; c < PANEL; c += LANES) {
-            const int64_t o = p * PANEL + c, left = outputs - o;
-            if (left <= 0) break;
-            store_row(y + (first + m) * outputs + o, load(sums + m * PANEL + c) + load_row(bias + o, left), left);
+      const int64_t first = item / num_groups * ROW_BLOCK, count = std::min(ROW_BLOCK, rows - first);
+      const int64_t begin = item % num_groups * group, end = std::min(begin + group, num_panels);
+      for (int64_t i = 0; i < inputs; i += DEPTH_BLOCK) {
+        const int64_t depth = std::min(DEPTH_BLOCK, inputs - i);
+        copy_block(from + first * x_row + i, x_row, count, depth, block);
+        for (int64_t p = begin; p < end; ++p) {
+          const float* panel = as_floats(panels + (p * inputs + i) * PANEL, depth * PANEL, part);
+          for (int64_t m = 0; m < count; m += ROWS) {
+            float* sums = all_sums + ((p - begin) * ROW_BLOCK + m) * PANEL;
+            product_block<3>(depth, block + m * depth, depth, 1, panel, PANEL, sums, PANEL, i > 0);
+            if (i + depth < inputs) continue;
+            for (int64_t r = 0; r < std::min<int64_t>(ROWS, count - m); ++r)
+              for (int64_t o = p * PANEL; o < std::min((p + 1) * PANEL, outputs); o += LANES) {
+                const Vec sum = load(sums + r * PANEL + o - p * PANEL) + load_row(bias + o, outputs - o);
+                store_row(y + (first + m + r) * outputs + o, with_gelu ? gelu(sum) : sum, outputs - o);
+              }
           }
+        }
       }
     }
   });

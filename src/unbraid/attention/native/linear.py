@@ -7,7 +7,7 @@ from torch import Tensor
 
 _library = torch.library.Library("unbraid", "FRAGMENT")
 _library.define("pack_linear(Tensor weight) -> Tensor")
-_library.define("linear(Tensor x, Tensor packed, Tensor bias) -> Tensor")
+_library.define("linear(Tensor x, Tensor packed, Tensor bias, bool gelu) -> Tensor")
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -15,13 +15,14 @@ def pack_linear(weight: Tensor) -> Tensor:
     return torch.ops.unbraid.pack_linear(weight)
 
 
-def linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
-    """X W^T + b, with sums in float32.
+def linear(x: Tensor, packed: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    """The product x W^T + b, or the GELU of it, computed in float32 and rounded to x's dtype.
 
     Args:
         x: (N, in).
         packed: from :func:`pack_linear`, in x's dtype.
         bias: (out,), in x's dtype.
+        gelu: whether to apply GELU.
 
     Returns:
         (N, out).
@@ -29,4 +30,4 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
     Raises:
         ValueError: tensors that do not fit each other.
     """
-    return torch.ops.unbraid.linear(x, packed, bias)
+    return torch.ops.unbraid.linear(x, packed, bias, gelu)

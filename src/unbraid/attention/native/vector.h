@@ -104,6 +104,24 @@ inline Vec exp2(Vec x, float rest) {
   return x < -126.0f ? Vec{} : (x == x ? result : x);
 }
 
+inline Vec polynomial(Vec x, const float (&coefficients)[7]) {
+  Vec value = splat(coefficients[6]);
+  for (int n = 5; n >= 0; --n) value = value * x + coefficients[n];
+  return value;
+}
+
+// x (1 + erf(x / sqrt(2))) / 2, erf to 1.2e-7: up to 1 as an odd polynomial, beyond it as 1 - 2^polynomial, both fitted
+// to the least largest error.
+inline Vec gelu(Vec x) {
+  const Vec z = x * 0.70710678f, magnitude = z < 0.0f ? -z : z, a = magnitude > 4.0f ? splat(4.0f) : magnitude;
+  const Vec inner = z * polynomial(
+      z * z, {1.12837911f, -0.37612626f, 0.1128360f, -0.026854444f, 5.1895352e-3f, -8.0208411e-4f, 7.8891193e-5f});
+  const Vec outer = 1.0f - exp2(
+      polynomial(
+          a, {-5.1029411e-4f, -1.6259751f, -0.92076492f, -0.1486516f, 0.031458471f, -4.2409692e-3f, 2.6772797e-4f}), 0);
+  return 0.5f * x * (1.0f + (a < 1.0f ? inner : z < 0.0f ? -outer : outer));
+}
+
 // Well mixed bits from two words of key and a counter (two rounds of multiply and shift).
 inline WordVec random_words(uint32_t low, uint32_t high, WordVec counter) {
   WordVec x = counter * 0x9E3779B9u + low;
