@@ -30,8 +30,8 @@ test: lint types ## the whole check: lint, types, tests, doctests, README, every
 	$(BIN)/pytest
 
 wheel: .venv/.runs ## a wheel that holds the native kernel, for this torch and this kind of processor; needs a compiler
-	$(BIN)/python -m unbraid.attention.native.prebuild
+	$(BIN)/python -m unbraid.native.prebuild
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean: ## remove the virtual environment and caches
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist src/unbraid/attention/native/prebuilt
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist src/unbraid/native/prebuilt

@@ -14,6 +14,6 @@ class PlatformTag(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 -- hatchling calls it so
         """Called by hatchling before it builds."""
-        if any(Path(self.root, "src/unbraid/attention/native/prebuilt").glob("*.so")):
+        if any(Path(self.root, "src/unbraid/native/prebuilt").glob("*.so")):
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data |= {"pure_python": False, "tag": f"py3-none-{platform}"}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from unbraid.cli import VERBS
+
 PACKAGE = Path(__file__).parents[1] / "src" / "unbraid"
 BELOW = {"errors", "files", "hub", "packing", "objective"}
 MAY_IMPORT = {
@@ -16,8 +18,9 @@ MAY_IMPORT = {
     "hub": {"errors"},
     "packing": {"errors"},
     "objective": set(),
-    "attention": {"packing"},
-    "model": {"attention", *BELOW},
+    "native": set(),
+    "attention": {"native", "packing"},
+    "model": {"attention", "native", *BELOW},
     "text": BELOW,
     "metrics": BELOW,
     "training": BELOW,
@@ -25,12 +28,17 @@ MAY_IMPORT = {
     "tasks": {"model", "text", "metrics", *BELOW},
     "inference": {"model", "text", "metrics", *BELOW},
     "report": BELOW,
-    "commands": {"training", "pretraining", "tasks", "inference", "report", "model", "text", *BELOW},
+    "bench": {"attention", "model", *BELOW},
+    "commands": {
+        *("attention", "bench", "native", "training", "pretraining", "tasks", "inference", "report", "model", "text"),
+        *BELOW,
+    },
     "cli": {"commands", "model", "errors"},
     "__main__": {"cli"},
     "data": set(),
     "": None,
 }
+RIVALS = ("transformers", "onnx", "openvino", "disentangled_flash")
 
 
 def room_of(module: str) -> str:
@@ -56,7 +64,7 @@ def test_nothing_points_back_up(path):
     room = parts[0] if parts[0] != "__init__" else ""
     allowed = MAY_IMPORT[room]
     for module in imports(path):
-        assert not module.startswith("transformers"), f"{path} imports transformers"
+        assert room == "bench" or not module.startswith(RIVALS), f"{path} imports {module}"
         if module.startswith("unbraid") and allowed is not None:
             assert room_of(module) in {room, "", *allowed}, f"{path} imports {module}"
 
@@ -64,13 +72,13 @@ def test_nothing_points_back_up(path):
 def test_backends_do_not_import_each_other():
     for path in (PACKAGE / "attention").rglob("*.py"):
         backend = path.relative_to(PACKAGE / "attention").parts[0].removesuffix(".py")
-        if backend not in ("__init__", "position"):
+        if backend not in ("__init__", "choice", "position"):
             others = {module for module in imports(path) if module.startswith("unbraid.attention")}
             own = f"unbraid.attention.{backend}"
             assert all(module.startswith((own, "unbraid.attention.position")) for module in others), path
 
 
-@pytest.mark.parametrize("verb", ["cli", "demo", "tokenizer", "pretrain", "finetune", "evaluate", "predict"])
+@pytest.mark.parametrize("verb", ["cli", *VERBS])
 def test_help_waits_for_nothing_heavy(verb):
     module = "unbraid.cli" if verb == "cli" else f"unbraid.commands.{verb}"
     heavy = (

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from unbraid import __version__, cli
-from unbraid.attention.native import build
+from unbraid.native import build
 
 
 def test_it_shows_what_runs(capsys):

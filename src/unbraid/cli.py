@@ -26,6 +26,8 @@ VERBS = {
     "finetune": "fine-tune a model to classify or score texts and pairs of texts",
     "evaluate": "measure a model on labelled examples, or a masked language model on text",
     "predict": "classify texts, or fill their [MASK]s",
+    "info": "show which attention backend runs here, and why",
+    "bench": "measure attention, the encoder and training beside other implementations",
 }
 
 

@@ -40,7 +40,7 @@ def facts() -> dict[str, str]:
 
     from unbraid import __version__
     from unbraid.attention.choice import SlowAttentionWarning, choose
-    from unbraid.attention.native import build
+    from unbraid.native import build
     from unbraid.packing import Packing
 
     packing = Packing.from_lengths([1])

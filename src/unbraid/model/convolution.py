@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.config import DebertaConfig
+from unbraid.model.dropout import Dropout
 from unbraid.packing import Packing, pad
 
 
@@ -21,7 +22,7 @@ class Convolution(nn.Module):
         self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.conv_groups)
         self.activation = ACTIVATIONS[config.conv_act]
         self.norm = nn.LayerNorm(width, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, embedded: Tensor, states: Tensor, packing: Packing) -> Tensor:
         """Adds the convolved embeddings (N, C) to the first layer's states (N, C); zeros fill holes and borders."""

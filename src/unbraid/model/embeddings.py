@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
+from unbraid.model.dropout import Dropout
 from unbraid.packing import Packing
 
 
@@ -26,7 +27,7 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
         self.project = nn.Linear(width, config.hidden_size, bias=False) if width != config.hidden_size else None
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,

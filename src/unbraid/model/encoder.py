@@ -16,6 +16,7 @@ from unbraid.attention import Backend, attention_probabilities, disentangled_att
 from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.config import DebertaConfig
 from unbraid.model.convolution import Convolution
+from unbraid.model.dropout import Dropout
 from unbraid.model.frozen import Frozen, weights_stand_still
 from unbraid.model.linear import Linears
 from unbraid.packing import Packing
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         self.pos_query = nn.Linear(width, width) if own_projections and reads_pos_q else None
         self.output = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self._content, self._output, self._frozen = Linears(), Linears(), Frozen[Sequence[Tensor | None]]()
 
     def _heads(self, rows: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class Layer(nn.Module):
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self._up, self._down = Linears(ACTIVATIONS[config.hidden_act]), Linears()
 
     def forward(

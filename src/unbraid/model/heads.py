@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.config import DebertaConfig
+from unbraid.model.dropout import Dropout
 from unbraid.model.embeddings import checked_positions
 from unbraid.model.encoder import Encoder, Relative
 from unbraid.packing import Packing
@@ -99,7 +100,7 @@ class Pooler(nn.Module):
 
     def __init__(self, config: DebertaConfig):
         super().__init__()
-        self.dropout = nn.Dropout(config.pooler_dropout)
+        self.dropout = Dropout(config.pooler_dropout)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACTIVATIONS[config.pooler_hidden_act]
 

@@ -9,10 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from unbraid.attention.native import unavailable
-from unbraid.attention.native.linear import linear, pack_linear
 from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.frozen import Frozen, weights_stand_still
+from unbraid.native.build import unavailable
+from unbraid.native.linear import linear, pack_linear
 
 Product = Callable[[Tensor, bool], Tensor]
 """Of an input, (N, in) to (N, out), and its GELU if so wished."""

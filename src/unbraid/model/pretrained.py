@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
+from unbraid.model.dropout import Dropout
 from unbraid.model.embeddings import Embeddings
 from unbraid.model.encoder import Encoder, Layer, Relative
 from unbraid.model.folder import Pretrained
@@ -290,7 +291,7 @@ class DebertaForSequenceClassification(_Head):
     def __init__(self, config: DebertaConfig):
         super().__init__(config)
         self.pooler = Pooler(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.dropout = Dropout(_classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._initialise(iter((self.pooler.dense, self.classifier)))
 
@@ -344,7 +345,7 @@ class DebertaForTokenClassification(_Head):
 
     def __init__(self, config: DebertaConfig):
         super().__init__(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._initialise(iter((self.classifier,)))
 
@@ -444,7 +445,7 @@ class DebertaForMultipleChoice(_Head):
     def __init__(self, config: DebertaConfig):
         super().__init__(config)
         self.pooler = Pooler(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.dropout = Dropout(_classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, 1)
         self._initialise(iter((self.pooler.dense, self.classifier)))
 

@@ -1,6 +1,6 @@
 """Compiles copies of the kernel into the package, for a wheel that needs no compiler.
 
-``python -m unbraid.attention.native.prebuild`` makes one for every level that this processor can run; a copy serves
+``python -m unbraid.native.prebuild`` makes one for every level that this processor can run; a copy serves
 this version of torch only. ``make wheel`` does that and packs them.
 """
 
@@ -10,7 +10,7 @@ import multiprocessing
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 
-from unbraid.attention.native import build
+from unbraid.native import build
 
 
 def main() -> None:

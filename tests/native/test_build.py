@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import get_cxx_compiler
 
-from unbraid.attention.native import build
+from unbraid.native import build
 
 compiled = pytest.mark.skipif(shutil.which(get_cxx_compiler()) is None, reason="there is no C++ compiler")
 
@@ -118,7 +118,7 @@ def test_a_build_cut_short_is_made_again_and_others_stay(tmp_path):
         import shutil
         from pathlib import Path
         import torch
-        from unbraid.attention.native import build
+        from unbraid.native import build
 
         compiled = []
         def compile(target, level):
@@ -136,11 +136,11 @@ def test_a_build_cut_short_is_made_again_and_others_stay(tmp_path):
     target = cache / build._name("native")
     shutil.copy(build.load().path, target)
     target.with_suffix(".sha256").write_text(build._checksum(target))
-    (cache / "attention-native-old.so").write_text("of another torch")
+    (cache / "kernel-native-old.so").write_text("of another torch")
     output, errors = python(script, {"XDG_CACHE_HOME": str(tmp_path)}).communicate(timeout=120)
     assert output == "None True ['native']\n", errors
     assert build._whole(target)
-    assert (cache / "attention-native-old.so").read_text() == "of another torch"
+    assert (cache / "kernel-native-old.so").read_text() == "of another torch"
 
 
 @compiled
@@ -148,7 +148,7 @@ def test_a_copy_in_the_package_needs_neither_compiler_nor_cache(tmp_path):
     script = f"""
         import shutil
         from pathlib import Path
-        from unbraid.attention.native import build
+        from unbraid.native import build
 
         build.PREBUILT = Path({str(tmp_path)!r})
         build.LEVELS = {{"better": "no-such-feature", "broken": "", "good": ""}}
@@ -167,7 +167,7 @@ def test_a_copy_in_the_package_needs_neither_compiler_nor_cache(tmp_path):
 def test_two_processes_build_it_once(tmp_path):
     script = """
         from pathlib import Path
-        from unbraid.attention.native import build
+        from unbraid.native import build
 
         build._FLAGS, build.PREBUILT = ["-O0", "-fopenmp", "-std=c++20"], Path("nowhere")
         print(build.unavailable())

@@ -1,4 +1,4 @@
-// The operators whose schemas stand in __init__.py.
+// The operators whose schemas stand in unbraid/attention/native.py, dropout.py and linear.py.
 
 #include <torch/library.h>
 
@@ -62,6 +62,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   return {q_grad, k_grad, v_grad, pos_k_grad, pos_q_grad, pos_pos_grad};
 }
 
+Tensor dropout(const Tensor& x, const Tensor& seed, double p) {
+  const Tensor rows = x.contiguous(), y = at::empty(x.sizes(), x.options());
+  with_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    drop(rows.const_data_ptr<T>(), rows.numel(), Dropout(seed, p), y.mutable_data_ptr<T>());
+  });
+  return y;
+}
+
 Tensor pack_linear(const Tensor& weight) {
   const int64_t panels = (weight.size(0) + PANEL - 1) / PANEL;
   const Tensor packed = at::empty({panels, weight.size(1), PANEL}, weight.options());
@@ -92,6 +101,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& bias, bool ge
 TORCH_LIBRARY_IMPL(unbraid, CPU, library) {
   library.impl("attention_forward", &unbraid::attention_forward);
   library.impl("attention_backward", &unbraid::attention_backward);
+  library.impl("dropout", &unbraid::dropout);
   library.impl("pack_linear", &unbraid::pack_linear);
   library.impl("linear", &unbraid::linear);
 }

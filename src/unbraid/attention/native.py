@@ -1,16 +1,15 @@
 """Disentangled attention in C++ for the CPU: blocks of queries and keys, memory linear in the length.
 
-This file is what torch sees of it: the operators, their shapes and gradients. The mathematics is in the C++ beside it;
-build.py compiles it on first use.
+This file is what torch sees of it: the operators, their shapes and gradients. The mathematics is in unbraid/native.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from unbraid.attention.native.build import unavailable
+from unbraid.native import takes_backward_only
+from unbraid.native.build import unavailable
 from unbraid.packing import Packing
 
 __all__ = ["attention", "unavailable", "unsuited"]
@@ -20,7 +19,7 @@ _LAYOUT = (
     "Tensor? seed, float dropout_p"
 )
 _INPUTS = f"Tensor q, Tensor k, Tensor v, Tensor? pos_k, Tensor? pos_q, Tensor? pos_pos, {_LAYOUT}"
-_library = torch.library.Library("unbraid", "DEF")
+_library = torch.library.Library("unbraid", "FRAGMENT")
 _library.define(f"attention_forward({_INPUTS}) -> (Tensor, Tensor)")
 _library.define(
     f"attention_backward(Tensor out_grad, Tensor out, Tensor softmax, {_INPUTS}) "
@@ -71,8 +70,7 @@ def unsuited(q: Tensor, queries: Packing, keys: Packing) -> str | None:
         return f"backend='native' computes in float32 and bfloat16 only, not in {str(q.dtype).removeprefix('torch.')}."
     if queries.mask is not None or keys.mask is not None:
         return "backend='native' reads packed rows only; a padded batch kept whole needs 'sdpa'."
-    # There torch would take the derivative to be zero, without a word.
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if not takes_backward_only():
         return "backend='native' knows backward() only; forward-mode derivatives and torch.func need 'sdpa'."
     return None
 

@@ -26,7 +26,7 @@ float softmax_row(
     store(scores + j, weight);
   }
   if (problem.drops()) {
-    const uint64_t key = problem.dropout.row(sequence, keys.head, position);
+    const uint64_t key = problem.dropout.key(sequence, keys.head, position);
     for (int64_t j = 0; j < size; j += LANES)
       store(scores + j, load(scores + j) * problem.dropout.factors(key, keys.block.position + j));
   }

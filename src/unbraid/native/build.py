@@ -76,7 +76,7 @@ def _name(level: str) -> str:
     digest = hashlib.sha256("\0".join([torch.__version__, *_FLAGS, level, *facts]).encode())
     for file in sorted([*_SOURCE.glob("*.h"), *_SOURCE.glob("*.cpp")]):
         digest.update(file.read_bytes())
-    return f"attention-{level}-{digest.hexdigest()[:20]}.so"
+    return f"kernel-{level}-{digest.hexdigest()[:20]}.so"
 
 
 def _compile(target: Path, level: str) -> None:

@@ -24,7 +24,7 @@
 #include <tuple>
 #include <vector>
 
-#include "vector.h"
+#include "dropout.h"
 
 namespace unbraid {
 
@@ -111,32 +111,6 @@ struct Distances {
   int64_t slot_of(int64_t distance) const { return slot[std::clamp(distance, bottom, top()) - bottom]; }
 };
 
-struct Dropout {
-  uint64_t seed = 0;
-  uint32_t threshold = 0;
-  float scale = 1;
-
-  // Two words of key for a row of weights.
-  uint64_t row(int64_t sequence, int64_t head, int64_t position) const {
-    uint64_t x = seed;
-    for (const int64_t part : {sequence, head, position}) {
-      x += 0x9E3779B97F4A7C15u + (uint64_t)part;
-      x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-      x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-      x ^= x >> 31;
-    }
-    return x;
-  }
-
-  // The factors of the weights of LANES keys from this position on: 0 or scale.
-  Vec factors(uint64_t row, int64_t position) const {
-    WordVec counter;
-    for (int lane = 0; lane < LANES; ++lane) counter[lane] = (uint32_t)position + lane;
-    const WordVec words = random_words((uint32_t)row, (uint32_t)(row >> 32), counter);
-    return words >= threshold ? splat(scale) : Vec{};
-  }
-};
-
 // The rows of a block as floats, zeros where a position is missing, up to a whole number of steps.
 template <typename T>
 void gather(
@@ -204,11 +178,7 @@ struct Problem {
     scale = exact;
     factor = exact / LN2;
     factor_rest = exact / LN2 / factor - 1;
-    if (seed) {
-      dropout.seed = (uint64_t)seed->item<int64_t>();
-      dropout.threshold = (uint32_t)std::min(dropout_p * 0x1p32, 0x1p32 - 1);
-      dropout.scale = dropout_p < 1 ? 1 / (1 - dropout_p) : 0;
-    }
+    if (seed) dropout = Dropout(*seed, dropout_p);
     const auto floats = q.options().dtype(at::kFloat);
     c2p = at::empty({c2p_depth() ? heads : 0, c2p_depth(), distances.count}, floats);
     p2c = at::empty({this->pos_q ? heads : 0, width, distances.count}, floats);

@@ -17,7 +17,7 @@ using at::Tensor;
 
 constexpr int PANEL = 3 * LANES;      // outputs of a panel
 constexpr int64_t ROW_BLOCK = 128;    // rows and inputs of a block of x, which stays in the cache for many panels
-constexpr int64_t DEPTH_BLOCK = 256;
+constexpr int64_t DEPTH_BLOCK = 128;
 constexpr int64_t MOST_PANELS = 32;   // whose sums stay there as well
 
 // W (outputs, inputs) as (panels, inputs, PANEL), zeros behind the last output.
@@ -56,7 +56,7 @@ void multiply(const Tensor& x, const T* panels, const T* bias, bool with_gelu, i
   const int64_t num_panels = (outputs + PANEL - 1) / PANEL, num_blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
   // A few panels at a time for each thread, so that all end together.
   const int64_t threads = at::get_num_threads();
-  const int64_t group = std::clamp<int64_t>(num_blocks * num_panels / (8 * threads), 1, MOST_PANELS);
+  const int64_t group = std::clamp<int64_t>(num_blocks * num_panels / (2 * threads), 1, MOST_PANELS);
   const int64_t num_groups = (num_panels + group - 1) / group;
   std::atomic<int64_t> next{0};
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {

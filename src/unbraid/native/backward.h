@@ -127,7 +127,7 @@ struct BackwardItem {
   void softmax_row(int64_t sequence, int64_t position, int64_t i) {
     float *weight_row = weights + i * SCORE_ROW, *grad_row = score_grads + i * SCORE_ROW;
     const Vec shift = splat(most[i]);
-    const uint64_t key = problem.drops() ? problem.dropout.row(sequence, head, position) : 0;
+    const uint64_t key = problem.drops() ? problem.dropout.key(sequence, head, position) : 0;
     for (int64_t j = 0; j < keys.padded_size(); j += LANES) {
       Vec grad = load(grad_row + j);
       const Vec weight = problem.weights(load(weight_row + j) + load(keys.mask + j) - shift) * share[i];

@@ -173,7 +173,7 @@ inline void product_block(
 #pragma GCC unroll 8
     for (int n = 0; n < COLUMNS; ++n) {
       right[n] = load(b + n * LANES);
-      __builtin_prefetch(b + n * LANES + 8 * b_step);
+      __builtin_prefetch(b + n * LANES + 24 * b_step);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
