@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -34,6 +34,8 @@ class Config:
     """Dropout of the encoder's states and attention weights; by default as in the model."""
     cls_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout before the classifier; by default as in the model."""
+    backend: Literal["auto", "native", "reference", "sdpa"] = "auto"
+    """How attention is computed; unbraid info says what auto takes. The others are for comparison."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: slower, but the activations of one layer at a time in memory."""
     task: TaskConfig
@@ -59,6 +61,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     torch.manual_seed(config.training.seed)
     model = load(config, splits)
     model.deberta.encoder.gradient_checkpointing = config.gradient_checkpointing
+    model.deberta.encoder.backend = config.backend
     encoded = {
         name: encode_examples(examples, tokenizer, labels=splits.labels, max_length=task.max_length)
         for name, examples in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -41,6 +41,8 @@ class Config:
     """Folder for the tokenised text; by default OUTPUT/corpus."""
     evaluation_batches: int = 32
     """Held-out micro-batches to measure on."""
+    backend: Literal["auto", "native", "reference", "sdpa"] = "auto"
+    """How attention is computed; unbraid info says what auto takes. The others are for comparison."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: slower, but the activations of one layer at a time in memory."""
     corpus: CorpusConfig
@@ -73,6 +75,7 @@ def run(config: Config) -> Result:
     else:
         model = DebertaForMaskedLM.from_pretrained(config.start)
     model.deberta.encoder.gradient_checkpointing = config.gradient_checkpointing
+    model.deberta.encoder.backend = config.backend
     objective = MaskedLanguageModeling(model)
 
     lengths = {"sequence_length": config.corpus.sequence_length, "batch_tokens": config.corpus.batch_tokens}
