@@ -50,7 +50,8 @@ def test_losses_agree_to_rounding(verb, demo, tmp_path):
         *("--task.train", data / "reviews.train.jsonl.gz", "--task.dev", data / "reviews.dev.jsonl.gz"),
         *("--task.batch-size", 16, "--task.max-length", 64),
     ]
-    common = [verb, *(model if verb == "pretrain" else task), "--training.optimizer.learning-rate", 1e-3, "--training.log-every", 1]
+    run = ["--training.optimizer.learning-rate", 1e-3, "--training.log-every", 1]
+    common = [verb, *(model if verb == "pretrain" else task), *run]
     native, reference = (losses(tmp_path / name, *common, "--backend", name) for name in ("native", "reference"))
     assert len(native) == STEPS
     assert native == pytest.approx(reference, rel=2e-5)

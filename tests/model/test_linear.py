@@ -110,6 +110,23 @@ def test_copies_and_pickles_start_without_what_was_remembered():
         assert other([weight], lambda: [3]) == [3]
 
 
+def test_training_forgets_what_was_remembered():
+    model = draw_model()
+    run(model)
+    changed = model.encoder.layers[0].attention.key.weight
+    run(model, grad=True)
+    changed.data.mul_(2)  # unseen by the counters
+    assert close(run(model), run(model, grad=True))
+
+
+def test_an_adapter_on_the_key_changes_its_positions_too():
+    model = draw_model()
+    before = run(model)
+    doubled(model.encoder.layers[0].attention.key)
+    assert close(run(model), run(model, grad=True))
+    assert not close(run(model), before)
+
+
 @with_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_are_packed_once(dtype, monkeypatch):

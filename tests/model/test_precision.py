@@ -14,7 +14,8 @@ import torch
 
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
-from unbraid.model.precision import Int8Linear, num_levels, set_precision
+from unbraid.model.int8 import Int8Linear, num_levels
+from unbraid.model.precision import set_precision
 from unbraid.model.pretrained import DebertaForMaskedLM, DebertaForSequenceClassification
 
 SHAPES = [(1, 1, 1), (2, 20, 7), (17, 63, 5), (300, 64, 48), (513, 3, 9)]
@@ -95,7 +96,7 @@ def test_no_product_saturates_on_a_processor_without_vnni():
     """Sums of 16 bits overflow where there are no VNNI instructions; the levels must leave room for them."""
     code = """if True:
         import torch
-        from unbraid.model.precision import Int8Linear, num_levels
+        from unbraid.model.int8 import Int8Linear, num_levels
         with torch.no_grad():
             linear = torch.nn.Linear(64, 32, bias=False)
             linear.weight.fill_(0.5)

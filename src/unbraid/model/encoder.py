@@ -18,7 +18,7 @@ from unbraid.model.config import DebertaConfig
 from unbraid.model.convolution import Convolution
 from unbraid.model.dropout import Dropout
 from unbraid.model.frozen import Frozen, weights_stand_still
-from unbraid.model.linear import Linears
+from unbraid.model.linear import Linears, is_plain
 from unbraid.packing import Packing
 
 
@@ -78,9 +78,13 @@ class Attention(nn.Module):
             pos_pos = (pos_k * pos_q).sum(-1) if "p2p" in names and pos_k is not None and pos_q is not None else None
             return pos_k if "c2p" in names else None, pos_q if "p2c" in names else None, pos_pos
 
-        stand_still = weights_stand_still() and not self.training
-        all_terms = self._frozen([table, *key.parameters(), *query.parameters()], terms) if stand_still else terms()
-        return [None if term is None else term[relative.used] for term in all_terms]
+        if weights_stand_still() and not self.training and is_plain(key) and is_plain(query):
+            state = (tensor for layer in (key, query) for tensor in (*layer.parameters(), *layer.buffers()))
+            kept = self._frozen([table, *state], terms)
+        else:
+            self._frozen.forget()
+            kept = terms()
+        return [None if term is None else term[relative.used] for term in kept]
 
     def weights(self, states: Tensor, relative: Relative, packing: Packing) -> list[Tensor]:
         """The attention weights of every sequence, (H, length, length) each, by the reference."""
@@ -184,6 +188,7 @@ class Encoder(nn.Module):
         weight, norm = self.relative_table.weight, self.relative_norm
         slots = (slots - used.start).to(weight.device)
         if not weights_stand_still():
+            self._frozen.forget()
             return Relative(weight[used] if norm is None else norm(weight[used]), slice(None), slots)
         if norm is None:
             return Relative(weight, used, slots)

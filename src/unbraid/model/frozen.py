@@ -25,8 +25,8 @@ def weights_stand_still() -> bool:
 class Frozen(Generic[T]):
     """A value made of some weights, made anew whenever one of them has changed.
 
-    torch counts the changes of a tensor; only one made behind its back, in place through ``.data``, goes unseen. Copies
-    and pickles of a model start without the value.
+    torch counts the changes of a tensor; only one made behind its back, in place through ``.data``, goes unseen, until
+    something is trained. Copies and pickles of a model start without the value.
     """
 
     def __init__(self):
@@ -49,3 +49,8 @@ class Frozen(Generic[T]):
                 self._value = make()
             self._weights, self._stamps = weights, stamps
         return self._value
+
+    def forget(self) -> None:
+        """Lets go of the value: in training it would only take memory, and wrappers may change weights unseen."""
+        if self._value is not None and not torch.compiler.is_compiling():
+            self._value = None

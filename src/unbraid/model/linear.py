@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unbraid.model.activations import ACTIVATIONS
 from unbraid.model.frozen import Frozen, weights_stand_still
+from unbraid.model.int8 import Int8Linear
 from unbraid.native.build import unavailable
 from unbraid.native.linear import linear, pack_linear
 
@@ -37,6 +38,7 @@ class Linears:
     def __call__(self, x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
         """What each layer makes of x (N, in): (N, out) each, which may be columns of one tensor."""
         if not (weights_stand_still() and _served(x, layers)):
+            self._product.forget()
             outputs = [layer(x) for layer in layers]
             return outputs if self.activation is None else [self.activation(output) for output in outputs]
         plain = cast(Sequence[nn.Linear], layers)
@@ -53,15 +55,15 @@ def _served(x: Tensor, layers: Sequence[nn.Module]) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
-        and all(
-            type(layer) is nn.Linear
-            and type(layer.weight) is nn.Parameter
-            and layer.weight.dtype == x.dtype
-            and not (layer._forward_hooks or layer._forward_pre_hooks)
-            for layer in layers
-        )
+        and all(is_plain(layer) and layer.weight.dtype == x.dtype for layer in layers)
         and (_takes_onednn(x.dtype) or unavailable() is None)
     )
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether what a layer does follows from its weights alone: no adapter, parametrisation or hook."""
+    known = type(layer) is Int8Linear or (type(layer) is nn.Linear and type(layer.weight) is nn.Parameter)
+    return known and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 @functools.cache

@@ -27,11 +27,11 @@ struct BackwardItem {
   PositionSums sums;
   KeyBlock<T> keys;
   float *weights, *score_grads;             // (BLOCK, SCORE_ROW)
-  float *query_rows, *out_grads, *queries;  // (BLOCK, row), (BLOCK, padded), (all queries, padded) gradient of q
+  float *query_rows, *out_grads, *queries;  // of all queries: (row), (padded), (padded) gradient of q
   float *value_rows, *values;               // (BLOCK, padded) and its transpose (padded, KEY_ROW)
   float *key_grads, *value_grads;           // (BLOCK, row), (BLOCK, padded)
   float* window;                            // rows of the table for the distances of a block, or folded gradients
-  float *mean, *most, *share;               // (BLOCK,) of each query: out . out_grad, largest score, 1 / sum
+  float *mean, *most, *share;               // of all queries: out . out_grad, largest score, 1 / sum
 
   BackwardItem(
       const Problem<T>& problem, const Gradients<T>& gradients, int64_t head, PositionSums sums, int64_t num_queries,
@@ -45,30 +45,31 @@ struct BackwardItem {
         keys(problem, scratch),
         weights(take_scores(scratch)),
         score_grads(take_scores(scratch)),
-        query_rows(scratch.take(BLOCK * row)),
-        out_grads(scratch.take(BLOCK * padded)),
+        query_rows(scratch.take(num_queries * BLOCK * row)),
+        out_grads(scratch.take(num_queries * BLOCK * padded)),
         queries(scratch.take(num_queries * BLOCK * padded)),
         value_rows(scratch.take(BLOCK * padded)),
         values(scratch.take(padded * KEY_ROW)),
         key_grads(scratch.take(BLOCK * row)),
         value_grads(scratch.take(BLOCK * padded)),
         window(scratch.take(2 * (BLOCK + MARGIN) * row)),
-        mean(scratch.take(BLOCK)),
-        most(scratch.take(BLOCK)),
-        share(scratch.take(BLOCK)) {
+        mean(scratch.take(num_queries * BLOCK)),
+        most(scratch.take(num_queries * BLOCK)),
+        share(scratch.take(num_queries * BLOCK)) {
     keys.head = head;
   }
 
   static int64_t scratch_size(const Problem<T>& problem, int64_t num_queries) {
     const int64_t row = problem.query_row, padded = problem.padded;
-    return KeyBlock<T>::scratch_size(row) + 2 * SCORES + (2 * BLOCK + 2 * (BLOCK + MARGIN)) * row +
-           (3 + num_queries) * BLOCK * padded + padded * KEY_ROW + 3 * BLOCK + 12 * 16;
+    return KeyBlock<T>::scratch_size(row) + 2 * SCORES + (BLOCK + 2 * (BLOCK + MARGIN)) * row +
+           2 * BLOCK * padded + num_queries * BLOCK * (row + 2 * padded + 3) + padded * KEY_ROW + 12 * 16;
   }
 
   void run(int64_t sequence) {
     const int64_t offset = head * problem.width, stride = problem.stride(), width = problem.width;
     const int64_t first = problem.queries.first[sequence], last = problem.queries.first[sequence + 1];
     std::fill_n(queries, (last - first) * BLOCK * padded, 0.0f);
+    for (int64_t n = first; n < last; ++n) gather_queries(problem.queries.blocks[n], (n - first) * BLOCK);
     for (int64_t b = problem.keys.first[sequence]; b < problem.keys.first[sequence + 1]; ++b) {
       const Block& block = problem.keys.blocks[b];
       keys.set(head, block);
@@ -77,7 +78,7 @@ struct BackwardItem {
       std::fill_n(key_grads, BLOCK * row, 0.0f);
       std::fill_n(value_grads, BLOCK * padded, 0.0f);
       for (int64_t n = first; n < last; ++n)
-        add_block(sequence, problem.queries.blocks[n], queries + (n - first) * BLOCK * padded);
+        add_block(sequence, problem.queries.blocks[n], (n - first) * BLOCK);
       scatter(key_grads, row, problem.keys, block, gradients.k + offset, stride, width);
       scatter(value_grads, padded, problem.keys, block, gradients.v + offset, stride, width);
     }
@@ -87,50 +88,56 @@ struct BackwardItem {
           gradients.q + offset, stride, width);
   }
 
-  // Everything that one block of queries adds against the present block of keys.
-  void add_block(int64_t sequence, const Block& block, float* query_grads) {
+  // What all blocks of keys need of a block of queries, whose first is number `at`.
+  void gather_queries(const Block& block, int64_t at) {
     const int64_t offset = head * problem.width, stride = problem.stride(), width = problem.width;
-    const int64_t num_queries = round_up(block.size, ROWS), num_keys = keys.padded_size();
-    problem.gather_queries(head, block, query_rows);
-    gather(gradients.out_grad + offset, stride, width, problem.queries, block, out_grads, padded, ROWS);
+    float* grads = out_grads + at * padded;
+    problem.gather_queries(head, block, query_rows + at * row);
+    gather(gradients.out_grad + offset, stride, width, problem.queries, block, grads, padded, ROWS);
     // A missing query has no weights.
-    std::fill_n(mean, BLOCK, 0.0f);
-    std::fill_n(most, BLOCK, std::numeric_limits<float>::infinity());
-    std::fill_n(share, BLOCK, 0.0f);
+    std::fill_n(mean + at, BLOCK, 0.0f);
+    std::fill_n(most + at, BLOCK, std::numeric_limits<float>::infinity());
+    std::fill_n(share + at, BLOCK, 0.0f);
     for (int64_t r = block.begin; r < block.end; ++r) {
       const int64_t i = problem.queries.positions[r] - block.position;
       const float* softmax = gradients.softmax + 2 * (r * problem.heads + head);
-      most[i] = softmax[0];
-      share[i] = 1 / softmax[1];
+      most[at + i] = softmax[0];
+      share[at + i] = 1 / softmax[1];
       const T* out = gradients.out + r * stride + offset;
       Vec products{};
-      for (int64_t c = 0; c < width; c += LANES)
-        products += load_row(out + c, width - c) * load(out_grads + i * padded + c);
-      mean[i] = sum(products);
+      for (int64_t c = 0; c < width; c += LANES) products += load_row(out + c, width - c) * load(grads + i * padded + c);
+      mean[at + i] = sum(products);
     }
-    keys.score(block, query_rows, weights);
-    std::fill_n(score_grads - MARGIN * SCORE_ROW - MARGIN, SCORES, 0.0f);
-    product(num_queries, num_keys, width, out_grads, padded, 1, values, KEY_ROW, score_grads, SCORE_ROW, false);
-    for (int64_t i = 0; i < num_queries; ++i) softmax_row(sequence, block.position + i, i);
+  }
 
-    product(num_keys, padded, block.size, weights, 1, SCORE_ROW, out_grads, padded, value_grads, padded, true);
+  // Everything that one block of queries, whose first is number `at`, adds against the present block of keys.
+  void add_block(int64_t sequence, const Block& block, int64_t at) {
+    const int64_t num_queries = round_up(block.size, ROWS), num_keys = keys.padded_size();
+    const float *rows = query_rows + at * row, *grads = out_grads + at * padded;
+    float* query_grads = queries + at * padded;
+    keys.score(block, rows, weights);
+    std::fill_n(score_grads - MARGIN * SCORE_ROW - MARGIN, SCORES, 0.0f);
+    product(num_queries, num_keys, problem.width, grads, padded, 1, values, KEY_ROW, score_grads, SCORE_ROW, false);
+    for (int64_t i = 0; i < num_queries; ++i) softmax_row(sequence, block.position + i, i, at + i);
+
+    product(num_keys, padded, block.size, weights, 1, SCORE_ROW, grads, padded, value_grads, padded, true);
     const Reach side = keys.reach_of(block);
-    if (side != Reach::NEAR) return add_far(block, side, query_grads);
+    if (side != Reach::NEAR) return add_far(block, side, rows, query_grads);
     product(
         num_queries, padded, keys.block.size, score_grads, SCORE_ROW, 1, keys.rows, row, query_grads, padded, true);
-    product(num_keys, padded, block.size, score_grads, 1, SCORE_ROW, query_rows, row, key_grads, row, true);
-    if (problem.c2p_depth()) add_c2p(block, query_grads);
+    product(num_keys, padded, block.size, score_grads, 1, SCORE_ROW, rows, row, key_grads, row, true);
+    if (problem.c2p_depth()) add_c2p(block, rows, query_grads);
     if (problem.pos_q) add_p2c(block);
   }
 
   // From scores and the gradients of the dropped weights to dropped weights and the gradients of the scores.
-  void softmax_row(int64_t sequence, int64_t position, int64_t i) {
+  void softmax_row(int64_t sequence, int64_t position, int64_t i, int64_t query) {
     float *weight_row = weights + i * SCORE_ROW, *grad_row = score_grads + i * SCORE_ROW;
-    const Vec shift = splat(most[i]);
+    const Vec shift = splat(most[query]);
     const uint64_t key = problem.drops() ? problem.dropout.key(sequence, head, position) : 0;
     for (int64_t j = 0; j < keys.padded_size(); j += LANES) {
       Vec grad = load(grad_row + j);
-      const Vec weight = problem.weights(load(weight_row + j) + load(keys.mask + j) - shift) * share[i];
+      const Vec weight = problem.weights(load(weight_row + j) + load(keys.mask + j) - shift) * share[query];
       if (problem.drops()) {
         const Vec kept = problem.dropout.factors(key, keys.block.position + j);
         store(weight_row + j, weight * kept);
@@ -138,18 +145,18 @@ struct BackwardItem {
       } else {
         store(weight_row + j, weight);
       }
-      store(grad_row + j, weight * (grad - mean[i]) * problem.scale);
+      store(grad_row + j, weight * (grad - mean[query]) * problem.scale);
     }
   }
 
-  void add_far(const Block& block, Reach side, float* query_grads) {
+  void add_far(const Block& block, Reach side, const float* rows, float* query_grads) {
     const int64_t num_queries = round_up(block.size, ROWS), num_keys = keys.padded_size(), width = problem.width;
     const int64_t slot = keys.far_slot(side);
     const T* pos_q = problem.pos_q ? problem.pos_q + (slot * problem.heads + head) * width : nullptr;
     product(
         num_queries, padded, keys.block.size, score_grads, SCORE_ROW, 1, keys.far_rows, row, query_grads, padded, true);
     // The column after the last holds the sums of the score gradients: the queries carry a one there.
-    product(num_keys, row, block.size, score_grads, 1, SCORE_ROW, query_rows, row, window, row, false);
+    product(num_keys, row, block.size, score_grads, 1, SCORE_ROW, rows, row, window, row, false);
     const int64_t used = slot - problem.distances.first_slot;
     float* c2p = sums.c2p + used * problem.c2p_row();
     float* p2c = sums.p2c + used * padded;
@@ -185,7 +192,7 @@ struct BackwardItem {
     }
   }
 
-  void add_c2p(const Block& block, float* query_grads) {
+  void add_c2p(const Block& block, const float* rows, float* query_grads) {
     const int64_t num_queries = round_up(block.size, ROWS), num_keys = keys.block.size;
     const int64_t column = keys.c2p_column(block, num_queries - ROWS), places = num_queries + num_keys - 1;
     const int64_t distance = problem.distances.top() - column, size = problem.c2p_row();
@@ -201,7 +208,7 @@ struct BackwardItem {
       const int64_t end = std::min(block.size, num_queries - 1 - n + num_keys);
       product(
           ROWS, size, end - begin, score_grads + begin * SCORE_ROW + n - num_queries + 1 + begin, 1, SCORE_ROW + 1,
-          query_rows + begin * row, row, window + n * size, size, false);
+          rows + begin * row, row, window + n * size, size, false);
     }
     scatter_window(sums.c2p, size, distance, -1, places);
   }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <type_traits>
 
 #include "vector.h"
 
@@ -42,6 +43,20 @@ void copy_block(const T* x, int64_t x_row, int64_t rows, int64_t depth, float* t
   std::fill_n(to + rows * depth, (round_up(rows, ROWS) - rows) * depth, 0.0f);
 }
 
+// Rows of floats, and how far they stand apart.
+struct FloatRows {
+  const float* first;
+  int64_t row;
+};
+
+template <typename T>
+FloatRows as_rows(const T* x, int64_t x_row, int64_t rows, int64_t depth, float* to) {
+  if constexpr (std::is_same_v<T, float>)
+    if (rows % ROWS == 0) return {x, x_row};
+  copy_block(x, x_row, rows, depth, to);
+  return {to, depth};
+}
+
 inline const float* as_floats(const float* from, int64_t, float*) { return from; }
 
 inline const float* as_floats(const c10::BFloat16* from, int64_t size, float* to) {
@@ -68,12 +83,12 @@ void multiply(const Tensor& x, const T* panels, const T* bias, bool with_gelu, i
       const int64_t begin = item % num_groups * group, end = std::min(begin + group, num_panels);
       for (int64_t i = 0; i < inputs; i += DEPTH_BLOCK) {
         const int64_t depth = std::min(DEPTH_BLOCK, inputs - i);
-        copy_block(from + first * x_row + i, x_row, count, depth, block);
+        const FloatRows left = as_rows(from + first * x_row + i, x_row, count, depth, block);
         for (int64_t p = begin; p < end; ++p) {
           const float* panel = as_floats(panels + (p * inputs + i) * PANEL, depth * PANEL, part);
           for (int64_t m = 0; m < count; m += ROWS) {
             float* sums = all_sums + ((p - begin) * ROW_BLOCK + m) * PANEL;
-            product_block<3>(depth, block + m * depth, depth, 1, panel, PANEL, sums, PANEL, i > 0);
+            product_block<3>(depth, left.first + m * left.row, left.row, 1, panel, PANEL, sums, PANEL, i > 0);
             if (i + depth < inputs) continue;
             for (int64_t r = 0; r < std::min<int64_t>(ROWS, count - m); ++r)
               for (int64_t o = p * PANEL; o < std::min((p + 1) * PANEL, outputs); o += LANES) {
