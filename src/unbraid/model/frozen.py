@@ -17,7 +17,7 @@ def weights_stand_still() -> bool:
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage], torch documents it
         or torch.is_autocast_enabled("cpu")
     )
 
