@@ -65,7 +65,7 @@ def test_a_floor_is_timed_without_agreeing():
 
 def test_who_is_not_installed_or_fails_is_reported():
     def missing():
-        import a_package_that_nobody_has  # pyright: ignore[reportMissingImports]  # noqa: F401
+        import a_package_that_nobody_has  # noqa: F401, the import itself is the test
 
     def failing():
         raise RuntimeError("out of luck.\nand a long trace")

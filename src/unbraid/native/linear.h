@@ -1,5 +1,5 @@
-// Linear layers for inference: y = x W^T + b or its GELU, the weight packed once into panels that one pass of the product reads in
-// order.
+// Linear layers for inference: y = x W^T + b or its GELU, the weight packed once into panels that one pass of the
+// product reads in order.
 #pragma once
 
 #include <ATen/Parallel.h>
