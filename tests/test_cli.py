@@ -94,7 +94,7 @@ def test_tokenizer(kind, size, text, tmp_path, capsys):
 def test_pretrain_continues_and_starts_from_a_model(demo, text, tmp_path, capsys):
     arguments = ["--corpus.path", text, "--corpus.held-out", "0.2", "--tokenizer", demo / "tokenizer"]
     small = ["--corpus.sequence-length", "32", "--corpus.batch-tokens", "256", "--training.steps", "3"]
-    start = ["--start", demo / "pretraining/model"]
+    start = ["--continue-from", demo / "pretraining/model"]
     run("pretrain", *arguments, *small, *start, "--output", tmp_path / "run")
     assert "held out: loss" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -107,7 +107,7 @@ def test_pretrain_continues_and_starts_from_a_model(demo, text, tmp_path, capsys
 def test_pretrain_says_when_nothing_is_held_out(demo, tmp_path, capsys):
     (tmp_path / "one.txt").write_text("One document of several lines.\n" * 40, encoding="utf-8")
     small = ["--corpus.sequence-length", "32", "--corpus.batch-tokens", "256", "--training.steps", "1"]
-    where = ["--tokenizer", demo / "tokenizer", "--output", tmp_path / "run", "--start", demo / "pretraining/model"]
+    where = ["--tokenizer", demo / "tokenizer", "--output", tmp_path / "run", "--continue-from", demo / "pretraining/model"]
     run("pretrain", "--corpus.path", tmp_path / "one.txt", *where, *small)
     assert "none of the 1 documents fell into the held-out part" in capsys.readouterr().err
     assert (tmp_path / "run/model/model.safetensors").is_file()
@@ -232,7 +232,7 @@ def test_wrong_input_is_one_sentence(capsys, tmp_path, demo):
     cases = [
         (["praetrain"], "there is no verb 'praetrain'"),
         (["pretrain", tmp_path / "none.toml"], "there is no recipe"),
-        (["pretrain", tmp_path / "bad.toml"], "unknown key 'training.stepps'; known here: accumulation,"),
+        (["pretrain", tmp_path / "bad.toml"], "unknown key 'training.stepps'; known here: checkpoint_every,"),
         (["pretrain", tmp_path / "worse.toml"], "is not a TOML file"),
         (["pretrain", "--preset", "deberta-v9"], "there is no preset 'deberta-v9'"),
         (["predict", tmp_path / "nowhere", "hello"], "neither a folder nor a model"),

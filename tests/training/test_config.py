@@ -19,7 +19,7 @@ def test_a_run_has_exactly_one_length(fields):
     [
         {"steps": 0},
         {"epochs": 0.0},
-        {"steps": 5, "accumulation": 0},
+        {"steps": 5, "micro_batches": 0},
         {"steps": 5, "keep_checkpoints": 0},
         {"steps": 5, "precision": "float16"},
         {"steps": 5, "max_minutes": 0},
@@ -36,18 +36,18 @@ def test_values_out_of_range_are_refused(fields):
 
 
 @pytest.mark.parametrize(
-    ("fields", "per_epoch", "processes", "steps"),
+    ("fields", "per_epoch", "steps"),
     [
-        ({"steps": 7}, 100, 4, 7),
-        ({"epochs": 3.0}, 10, 1, 30),
-        ({"epochs": 0.1}, 30, 1, 3),
-        ({"epochs": 2.0, "accumulation": 4}, 10, 1, 5),
-        ({"epochs": 2.0, "accumulation": 2}, 10, 5, 2),
-        ({"epochs": 0.001}, 10, 1, 1),
+        ({"steps": 7}, 100, 7),
+        ({"epochs": 3.0}, 10, 30),
+        ({"epochs": 0.1}, 30, 3),
+        ({"epochs": 2.0, "micro_batches": 4}, 10, 5),
+        ({"epochs": 2.0, "micro_batches": 10}, 10, 2),
+        ({"epochs": 0.001}, 10, 1),
     ],
 )
-def test_epochs_become_steps(fields, per_epoch, processes, steps):
-    assert TrainingConfig(**fields).num_steps(per_epoch, processes) == steps
+def test_epochs_become_steps(fields, per_epoch, steps):
+    assert TrainingConfig(**fields).num_steps(per_epoch) == steps
 
 
 def test_no_data_and_a_warmup_longer_than_the_run():

@@ -60,7 +60,7 @@ def test_it_learns(toys, tmp_path):
 
 def test_rows_hold_the_means_since_the_last_row(toys, tmp_path):
     def rows(folder, **fields):
-        toys.run(folder, steps=5, accumulation=1, **fields)
+        toys.run(folder, steps=5, micro_batches=1, **fields)
         rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
         return [row for row in rows if row["kind"] == "train"]
 
@@ -302,7 +302,7 @@ def test_two_processes_make_the_run_of_one_with_twice_the_accumulation(toys, tmp
     launch = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"
     done = script(*launch, SCRIPT, "run", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
-    toys.run(tmp_path / "one", accumulation=4)
+    toys.run(tmp_path / "one", micro_batches=4)
     one, two = toys.outcome(tmp_path / "one"), toys.outcome(tmp_path / "two")
     assert len(one["rows"]) == len(two["rows"]) == 4
     for ours, theirs in zip(one["rows"], two["rows"], strict=True):

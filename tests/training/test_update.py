@@ -35,7 +35,7 @@ def test_accumulation_is_one_big_batch(toys):
     toy = toys.Toy(dropout=0)
     whole = copy.deepcopy(toy)
     [update] = run_updates(
-        toys, toy, plain_sgd(toy), until=1, accumulation=3, optimizer=OptimizerConfig(clip_norm=math.inf, warmup=0)
+        toys, toy, plain_sgd(toy), until=1, micro_batches=3, optimizer=OptimizerConfig(clip_norm=math.inf, warmup=0)
     )
 
     pieces = [toys.Stream()[index] for index in range(3)]
@@ -99,7 +99,7 @@ def test_randomness_depends_on_the_index_and_the_seed_alone(toys):
     assert sums() != sums(seed=1)
     same = sums(batches=Same(), optimizer=OptimizerConfig(learning_rate=1e-30))
     assert len(set(same)) == 4
-    accumulated = sums(batches=Same(), optimizer=OptimizerConfig(learning_rate=1e-30), accumulation=2, until=2)
+    accumulated = sums(batches=Same(), optimizer=OptimizerConfig(learning_rate=1e-30), micro_batches=2, until=2)
     assert accumulated == pytest.approx([same[0] + same[1], same[2] + same[3]])
 
 
@@ -158,7 +158,7 @@ def test_bfloat16_multiplies_in_it_and_keeps_the_weights_in_float32(toys):
 def test_workers_change_nothing(toys):
     def sums(workers):
         toy = toys.Toy()
-        made = run_updates(toys, toy, plain_sgd(toy), done=1, accumulation=2, workers=workers)
+        made = run_updates(toys, toy, plain_sgd(toy), done=1, micro_batches=2, workers=workers)
         return [update.sums for update in made], vector(toy)
 
     (alone, alone_weights), (helped, helped_weights) = sums(0), sums(2)

@@ -75,7 +75,7 @@ def run(folder, toy=None, batches=None, direction="min", **fields):
     fields = {
         "steps": 4,
         "log_every": 3,
-        "accumulation": 2,
+        "micro_batches": 2,
         "checkpoint_every": 2,
         "keep_checkpoints": 1,
         "evaluate_every": 2,

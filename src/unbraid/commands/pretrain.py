@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from unbraid.model.config import DebertaConfig
-from unbraid.pretraining.config import CorpusConfig, MaskingConfig
+from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
 from unbraid.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ class Config:
     """Folder or hub name of the tokenizer; the model's vocab_size follows from it."""
     preset: str | None = None
     """Released size to start from, e.g. deberta-v3-small; the model options override it."""
-    start: str | None = None
-    """Folder or hub name of a masked language model to continue from; the model options are then not read."""
+    continue_from: str | None = None
+    """Folder or hub name of a pretrained model to continue from; the model options are then not read."""
+    objective: Literal["mlm", "rtd", "causal", "joint"] = "mlm"
+    """Masked tokens, replaced tokens (v3), the next token, or masked and next tokens in turn."""
     cache: str | None = None
     """Folder for the tokenised text; by default OUTPUT/corpus."""
     evaluation_batches: int = 32
@@ -49,8 +51,10 @@ class Config:
     """The text."""
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
     """What to hide."""
+    rtd: RtdConfig = dataclasses.field(default_factory=RtdConfig)
+    """Replaced token detection, if that is the objective."""
     model: DebertaConfig = dataclasses.field(default_factory=DebertaConfig)
-    """The model."""
+    """The model; for replaced token detection the discriminator."""
     training: TrainingConfig
     """The run."""
 
@@ -70,10 +74,10 @@ def run(config: Config) -> Result:
     tokenizer = Tokenizer.from_pretrained(config.tokenizer)
     corpus = prepare(config.corpus, tokenizer, config.cache or output / "corpus")
     torch.manual_seed(config.training.seed)
-    if config.start is None:
+    if config.continue_from is None:
         model = DebertaForMaskedLM(config.model.replace(vocab_size=len(tokenizer)))
     else:
-        model = DebertaForMaskedLM.from_pretrained(config.start)
+        model = DebertaForMaskedLM.from_pretrained(config.continue_from)
     model.deberta.encoder.gradient_checkpointing = config.gradient_checkpointing
     model.deberta.encoder.backend = config.backend
     objective = MaskedLanguageModeling(model)

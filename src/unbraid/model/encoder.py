@@ -30,11 +30,13 @@ class Relative:
         table: (P, C); None without relative attention.
         used: the rows of the table that the longest sequence can reach.
         slots: (2 * max_length - 1,) int64, the row of those for every distance.
+        causal: whether no token sees a later one.
     """
 
     table: Tensor | None
     used: slice
     slots: Tensor
+    causal: bool = False
 
 
 class Attention(nn.Module):
@@ -178,21 +180,21 @@ class Encoder(nn.Module):
             if config.norm_rel_ebd == "layer_norm":
                 self.relative_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def relative(self, max_length: int) -> Relative:
+    def relative(self, max_length: int, causal: bool = False) -> Relative:
         """Relative positions for sequences of up to ``max_length`` tokens."""
         config = self.config
         slots = relative_slots(max_length, config.position_buckets, config.max_distance, config.long_distance)
         if self.relative_table is None:
-            return Relative(None, slice(None), slots.to(next(self.parameters()).device))
+            return Relative(None, slice(None), slots.to(next(self.parameters()).device), causal)
         used = slice(int(slots[0]), int(slots[-1]) + 1) if max_length else slice(0, 0)
         weight, norm = self.relative_table.weight, self.relative_norm
         slots = (slots - used.start).to(weight.device)
         if not weights_stand_still():
             self._frozen.forget()
-            return Relative(weight[used] if norm is None else norm(weight[used]), slice(None), slots)
+            return Relative(weight[used] if norm is None else norm(weight[used]), slice(None), slots, causal)
         if norm is None:
-            return Relative(weight, used, slots)
-        return Relative(self._frozen([weight, *norm.parameters()], lambda: norm(weight)), used, slots)
+            return Relative(weight, used, slots, causal)
+        return Relative(self._frozen([weight, *norm.parameters()], lambda: norm(weight)), used, slots, causal)
 
     def forward(
         self,

@@ -50,6 +50,26 @@ class MaskDecoder(nn.Module):
         self.passes = config.mask_decoder_passes
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
+    def hide(self, states: Tensor, packing: Packing, hidden: Tensor) -> Tensor:
+        """Replaces some states by their absolute positions, so that they tell where a token stands but not what it is.
+
+        Args:
+            states: (N, C), what the last layer would read.
+            packing: of the states.
+            hidden: (N,) bool, the rows to replace.
+
+        Returns:
+            (N, C).
+
+        Raises:
+            InputError: a sequence is longer than the absolute position table.
+
+        Source: the first version of the paper (arXiv 2006.03654v1); the released code lacks it.
+        """
+        rows = hidden.nonzero().squeeze(-1)
+        positions = self.position(checked_positions(packing, self.position)[rows])
+        return states.index_copy(0, rows, positions.to(states.dtype))
+
     def forward(self, encoder: Encoder, states: Tensor, relative: Relative, packing: Packing, rows: Tensor) -> Tensor:
         """Decodes some rows.
 

@@ -99,11 +99,12 @@ class Deberta(Pretrained):
         inputs: Inputs,
         *,
         num_layers: int | None = None,
+        causal: bool = False,
         perturbation: Callable[[Tensor], Tensor] | None = None,
         visit: Callable[[Layer, Tensor, Relative], None] | None = None,
     ) -> tuple[Tensor, Relative]:
         """Packed states (N, C) after ``num_layers`` layers (all by default), and the relative positions."""
-        relative = self.encoder.relative(inputs.packing.max_length)
+        relative = self.encoder.relative(inputs.packing.max_length, causal)
         embedded = self.embeddings(inputs.ids, inputs.packing, inputs.token_type_ids, perturbation)
         return self.encoder(embedded, inputs.packing, relative, num_layers, visit), relative
 
@@ -198,6 +199,8 @@ class DebertaForMaskedLM(_Head):
         *,
         labels: Tensor | None = None,
         predict: Tensor | None = None,
+        hide: Tensor | None = None,
+        causal: bool = False,
         packing: Packing | None = None,
     ) -> HeadOutput:
         """Scores the vocabulary at some tokens; only these are computed.
@@ -208,6 +211,9 @@ class DebertaForMaskedLM(_Head):
             token_type_ids: the shape of input_ids, or None.
             labels: the shape of input_ids, int; -100 = not predicted. Labels at padding are not read.
             predict: bool, the shape of input_ids, instead of labels. Without either every real token is predicted.
+            hide: bool, the shape of input_ids; tokens whose state is replaced by their absolute position before the
+                decoder reads it, so that a token shown as it is does not tell its own prediction.
+            causal: no token sees a later one; then the logits are those of the next token.
             packing: of packed input_ids.
 
         Returns:
@@ -215,7 +221,7 @@ class DebertaForMaskedLM(_Head):
             is predicted).
 
         Raises:
-            InputError: see :meth:`Deberta.forward`.
+            InputError: see :meth:`Deberta.forward`; or ``hide`` without a mask decoder.
         """
         inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
         if labels is not None:
@@ -229,10 +235,14 @@ class DebertaForMaskedLM(_Head):
             rows = torch.arange(len(inputs.ids), device=inputs.ids.device)
         if self.decoder is not None:
             below = self.config.num_hidden_layers - 1
-            states, relative = self.deberta.encode(inputs, num_layers=below)
+            states, relative = self.deberta.encode(inputs, num_layers=below, causal=causal)
+            if hide is not None:
+                states = self.decoder.hide(states, inputs.packing, inputs.rows(hide, "hide"))
             decoded = self.decoder(self.deberta.encoder, states, relative, inputs.packing, rows)
+        elif hide is not None:
+            raise InputError("tokens can be hidden behind their position by a mask decoder only, which this model lacks.")
         else:
-            decoded = self.deberta.encode(inputs)[0][rows]
+            decoded = self.deberta.encode(inputs, causal=causal)[0][rows]
         logits = self.vocabulary(decoded, self.deberta.embeddings.word.weight)
         if labels is None:
             return HeadOutput(logits)

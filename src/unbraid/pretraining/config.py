@@ -60,6 +60,8 @@ class MaskingConfig:
     """Share of the predicted tokens replaced by [MASK]."""
     keep_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the predicted tokens left as they are; the rest become random tokens."""
+    hide_kept_tokens: bool = False
+    """Hide the predicted tokens left as they are behind their absolute position before the mask decoder reads them."""
     budget: Literal["spread", "left_to_right"] = "spread"
     """Even over the sequence, or as the original, whose budget runs out before the end of every sequence."""
 
@@ -70,4 +72,29 @@ class MaskingConfig:
                 f"mask_fraction ({self.mask_fraction}) and keep_fraction ({self.keep_fraction}) must not exceed 1 "
                 "together."
             )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class RtdConfig:
+    """Replaced token detection: a generator fills masked places, a discriminator tells which tokens were replaced.
+
+    Source: DeBERTaV3 (He et al. 2021), sections 3.1 and 3.2.
+    """
+
+    sharing: Literal["gdes", "es", "nes"] = "gdes"
+    """Embeddings: gradient-disentangled sharing, one table for both, or none shared."""
+    decoupled: bool = True
+    """Update the generator, then the discriminator, on the same batch; or both at once, from the sum of their losses."""
+    generator_layers: Annotated[int, Field(ge=2)] | None = None
+    """Layers of the generator; None: half of the discriminator's, at least 2."""
+    detection_weight: Annotated[float, Field(gt=0)] = 50.0
+    """Lambda, the weight of the discriminator's mean loss beside the generator's."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the softmax that replacements are drawn from."""
+
+    @model_validator(mode="after")
+    def _one_table_has_one_update(self) -> RtdConfig:
+        if self.sharing == "es" and self.decoupled:
+            raise ValueError("sharing 'es' trains one table with both losses at once; set decoupled to false.")
         return self

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unbraid.errors import InputError
 from unbraid.objective import IGNORED, Loss, Objective
 from unbraid.packing import Packing
 from unbraid.pretraining.config import MaskingConfig
 from unbraid.pretraining.corpus import Documents
+from unbraid.pretraining.evaluation import perplexity, phase_means
 from unbraid.pretraining.masking import Masker, example_rng
 from unbraid.pretraining.rows import Order, Rows
 from unbraid.text.batch import Batch
@@ -76,38 +75,53 @@ class MaskedBatches:
 
 
 class MaskedLanguageModeling(Objective):
-    """Cross entropy of the predicted tokens."""
+    """Cross entropy of the predicted tokens: hidden ones, or in a causal batch the next one of each."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, hide_kept_tokens: bool = False) -> None:
         """Takes the model to train.
 
         Args:
             model: called as :class:`unbraid.model.pretrained.DebertaForMaskedLM`, packed, with ``predict``.
+            hide_kept_tokens: a predicted token that is shown as it is may not be read by the decoder: it would tell
+                its own prediction. Its state becomes its absolute position; its neighbours have read it already.
         """
         super().__init__()
         self.model = model
+        self.hide_kept_tokens = hide_kept_tokens
 
     def loss(self, batch: Batch) -> Loss:
         """The loss over the tokens whose label is not -100; the part ``correct`` counts those predicted right."""
+        return self.scored(batch)[0]
+
+    def scored(self, batch: Batch) -> tuple[Loss, Tensor]:
+        """The loss, and the logits (M, V) float32 that it was taken from, without gradient."""
         if batch.labels is None:
             raise TypeError("a batch without labels has no masked language modelling loss")
         predict = batch.labels != IGNORED
         targets = batch.labels[predict]  # (M,)
+        hide = batch.labels == batch.input_ids if self.hide_kept_tokens and not batch.causal else None
         output = self.model(
-            batch.input_ids, packing=batch.packing, token_type_ids=batch.token_type_ids, predict=predict
+            batch.input_ids,
+            packing=batch.packing,
+            token_type_ids=batch.token_type_ids,
+            predict=predict,
+            hide=hide,
+            causal=batch.causal,
         )
-        logits = output.logits.float()  # (M, V)
+        logits = output.logits.float()
         total = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        correct = (logits.detach().argmax(-1) == targets).sum().float()
-        return Loss(total, {"correct": correct}, len(targets))
+        logits = logits.detach()
+        correct = (logits.argmax(-1) == targets).sum().float()
+        return Loss(total, {"correct": correct}, len(targets)), logits
 
 
-@torch.no_grad()
-def evaluate_mlm(objective: Objective, batches: MaskedBatches, max_batches: int | None = None) -> dict[str, float]:
+def evaluate_mlm(
+    objective: MaskedLanguageModeling, batches: MaskedBatches, max_batches: int | None = None
+) -> dict[str, float]:
     """Measures the model on the first epoch of some batches, always the same tokens hidden.
 
     Args:
-        objective: a :class:`MaskedLanguageModeling`, bare or wrapped by torch; put in evaluation mode meanwhile.
+        objective: put in evaluation mode meanwhile.
         batches: of held-out documents, with a fixed seed.
         max_batches: stop after so many; default: all of the epoch.
 
@@ -117,26 +131,8 @@ def evaluate_mlm(objective: Objective, batches: MaskedBatches, max_batches: int 
     Raises:
         InputError: ``max_batches`` is below 1, or all tokens are special ones such as [UNK].
     """
-    if max_batches is not None and max_batches < 1:
-        raise InputError(f"max_batches is {max_batches}; evaluate at least one batch.")
-    count = min(batches.per_epoch, max_batches or batches.per_epoch)
-    device = next(objective.parameters()).device
-    total, correct, tokens = 0.0, 0.0, 0
-    training = objective.training
-    objective.eval()
-    try:
-        for index in range(count):
-            loss = objective(batches[index].to(device))
-            total += loss.total.item()
-            correct += loss.parts["correct"].item()
-            tokens += loss.count
-    finally:
-        objective.train(training)
-    if not tokens:
-        raise InputError("the batches hold no token to predict; check that the tokenizer covers their text.")
-    mean = total / tokens
-    perplexity = math.exp(mean) if mean < 700 else math.inf
-    return {"loss": mean, "accuracy": correct / tokens, "perplexity": perplexity}
+    (means,) = phase_means((objective,), batches, max_batches)
+    return {"loss": means["loss"], "accuracy": means["correct"], "perplexity": perplexity(means["loss"])}
 
 
 def frequency_loss(

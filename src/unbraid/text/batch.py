@@ -20,12 +20,14 @@ class Batch:
         packing: of the N rows.
         labels: (N,) int64 per token (-100 = not predicted), or one per example, or None.
         token_type_ids: (N,) int64 or None.
+        causal: whether no token may see a later one, as predicting the next token asks for.
     """
 
     input_ids: Tensor
     packing: Packing
     labels: Tensor | None = None
     token_type_ids: Tensor | None = None
+    causal: bool = False
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -34,6 +36,7 @@ class Batch:
             self.packing.to(device),
             None if self.labels is None else self.labels.to(device),
             None if self.token_type_ids is None else self.token_type_ids.to(device),
+            self.causal,
         )
 
 

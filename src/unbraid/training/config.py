@@ -52,7 +52,7 @@ class OptimizerConfig:
 class TrainingConfig:
     """The length of a run, its arithmetic, and what it writes.
 
-    A step is one update of the weights, from ``accumulation`` micro-batches of every process.
+    A step is one update of the weights, from ``micro_batches`` micro-batches, which the processes share.
     """
 
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -61,8 +61,8 @@ class TrainingConfig:
     """Length of the run in steps; give this or epochs."""
     epochs: Annotated[float, Field(gt=0)] | None = None
     """Length of the run in passes over the data; give this or steps."""
-    accumulation: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches of a step; n of them have exactly the gradient of one batch n times as large."""
+    micro_batches: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches of a step, in all processes together: n have exactly the gradient of one n times as large."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the matrix products; weights and optimizer stay in float32."""
     evaluate_every: Annotated[float, Field(gt=0)] | None = 0.1
@@ -90,12 +90,11 @@ class TrainingConfig:
             raise ValueError("give the length of the run either as steps or as epochs.")
         return self
 
-    def num_steps(self, per_epoch: int, processes: int = 1) -> int:
+    def num_steps(self, per_epoch: int) -> int:
         """The steps of the run, at least one.
 
         Args:
             per_epoch: micro-batches of one pass over the data.
-            processes: how many processes share them.
 
         Raises:
             InputError: there is no data, or the warm-up is longer than the run.
@@ -104,7 +103,7 @@ class TrainingConfig:
             raise InputError("there is no training data: the stream of batches is empty.")
         steps = self.steps
         if self.epochs is not None:
-            steps = max(1, round(self.epochs * per_epoch / (self.accumulation * processes)))
+            steps = max(1, round(self.epochs * per_epoch / self.micro_batches))
         if steps is None:
             raise ValueError("a TrainingConfig has steps or epochs.")
         if span_steps(self.optimizer.warmup, steps) > steps:

@@ -79,7 +79,7 @@ def train(
 
     Args:
         objective: in float32; afterwards on the device of the run, with the weights of its last step.
-        batches: the a-th micro-batch of a step is ``batches[(step * accumulation + a) * processes + rank]``.
+        batches: the a-th micro-batch of a step is ``batches[step * micro_batches + a]``, for process a % processes.
         config: length, optimizer, precision and so on.
         folder: of the run; made if there is none.
         recipe: all else that decides the result, as JSON can hold it; a run continues only with the same.
@@ -99,7 +99,7 @@ def train(
     )
     speaks = accelerator.is_main_process
     folder = Path(folder)
-    steps = config.num_steps(batches.per_epoch, accelerator.num_processes)
+    steps = config.num_steps(batches.per_epoch)
     settled = {"processes": accelerator.num_processes, "training": dataclasses.asdict(config), **(recipe or {})}
 
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)

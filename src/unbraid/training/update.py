@@ -77,7 +77,7 @@ def updates(
     """
     model = accelerator.prepare_model(_Forward(objective))
     processes = accelerator.num_processes
-    per_step = config.accumulation * processes
+    per_step, share = config.micro_batches, config.micro_batches // processes
     indices = range(done * per_step + accelerator.process_index, steps * per_step, processes)
     loader = DataLoader(
         cast(Any, batches), batch_size=None, sampler=indices, num_workers=config.workers, collate_fn=_as_it_is
@@ -90,11 +90,11 @@ def updates(
     for step in range(done + 1, steps + 1):
         began = time.perf_counter()
         sums: dict[str, Any] = {}
-        for micro in range(config.accumulation):
+        for micro in range(share):
             index, batch = next(stream)
             batch: Any = send_to_device(batch, accelerator.device)
             set_seed(int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0]))
-            last = micro == config.accumulation - 1
+            last = micro == share - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 loss: Loss = model(batch)
                 loss.total.backward()
