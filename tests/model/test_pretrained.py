@@ -276,3 +276,64 @@ def test_overfits_one_batch(config):
         loss.backward()
         optimizer.step()
     assert loss < 0.1
+
+
+def below_the_decoder(model, ids, row, hide):
+    """Logits with the state that the decoder reads at one row as it is, and shifted."""
+    layer = model.deberta.encoder.layers[model.config.num_hidden_layers - 2]
+    found = []
+    for shift in (0.0, 5.0):
+
+        def move(_module, _inputs, states, shift=shift):
+            states = states.clone()
+            states[row] += shift
+            return states
+
+        handle = layer.register_forward_hook(move)
+        with torch.no_grad():
+            found.append(model(ids, hide=hide).logits)
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", ["v3", "v2", "p2p"])
+def test_a_hidden_token_does_not_tell_its_own_prediction(name):
+    model = draw(DebertaForMaskedLM, CONFIGS[name])
+    ids = torch.tensor([[1, 10, 11, 12, 13, 2]])
+    hide = torch.zeros_like(ids, dtype=torch.bool)
+    plain, moved = below_the_decoder(model, ids, 3, None)
+    assert (plain - moved).abs().amax(1).gt(1e-2).all()
+    hide[0, 3] = True
+    plain, moved = below_the_decoder(model, ids, 3, hide)
+    assert torch.equal(plain, moved)
+    plain, moved = below_the_decoder(model, ids, 2, hide)  # what its neighbour has read of it remains
+    assert (plain - moved).abs().amax(1).gt(1e-2).all()
+
+
+def test_hidden_tokens_by_hand():
+    """The decoder on states whose hidden rows are the position table's."""
+    model = draw(DebertaForMaskedLM, CONFIGS["v3"])
+    ids, mask = torch.tensor([[0, 1, 10, 11, 2], [1, 12, 13, 14, 2]]), torch.ones(2, 5, dtype=torch.int64)
+    mask[0, 0] = 0
+    hide = torch.zeros_like(ids, dtype=torch.bool)
+    hide[0, 2] = hide[1, 3] = True
+    inputs = model.deberta.enter(ids, mask, None, None)
+    with torch.no_grad():
+        states, relative = model.deberta.encode(inputs, num_layers=2)
+        for row, position in ((1, 2), (7, 3)):
+            states[row] = model.decoder.position.weight[position]
+        query = states + model.decoder.position.weight[inputs.packing.positions]
+        for _ in range(2):
+            query = model.deberta.encoder.layers[-1](states, relative, inputs.packing, query, inputs.packing)
+        expected = model.vocabulary(query, model.deberta.embeddings.word.weight)
+        found = model(ids, mask, hide=hide).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_hiding_needs_a_decoder():
+    model = DebertaForMaskedLM(CONFIGS["bert"])
+    ids = torch.tensor([[1, 10, 2]])
+    with pytest.raises(InputError, match="only a mask decoder"):
+        model(ids, hide=ids == 10)
+    with pytest.raises(InputError, match="hide has shape"):
+        DebertaForMaskedLM(CONFIGS["v3"])(ids, hide=torch.ones(1, 2, dtype=torch.bool))

@@ -35,7 +35,7 @@ class Bigram(nn.Module):
         torch.manual_seed(0)
         self.table = nn.Parameter(torch.randn(vocabulary, vocabulary))
 
-    def forward(self, input_ids, *, packing, token_type_ids, predict):
+    def forward(self, input_ids, *, packing, token_type_ids, predict, hide, causal):  # noqa: ARG002, called as a model is
         assert len(packing.positions) == len(input_ids)
         assert token_type_ids is None
         return Output(self.table[input_ids[predict]])
@@ -223,6 +223,25 @@ def test_the_real_model_learns_a_batch(make_batches):
     assert loss.parts["correct"].item() == loss.count
 
 
+def test_kept_tokens_are_hidden_and_no_others():
+    """Those that are predicted and shown as they are; in a causal batch the token shown is not the one predicted."""
+    seen = []
+
+    class Listening(Bigram):
+        def forward(self, input_ids, **arguments):
+            seen.append(arguments["hide"])
+            return super().forward(input_ids, **arguments)
+
+    batch = Batch(
+        torch.tensor([1, 4, 7, 9, 8, 2]), Packing.from_lengths([6]), torch.tensor([-100, 6, 7, 5, -100, -100])
+    )
+    MaskedLanguageModeling(Listening()).loss(batch)
+    MaskedLanguageModeling(Listening(), hide_kept_tokens=True).loss(batch)
+    MaskedLanguageModeling(Listening(), hide_kept_tokens=True).loss(dataclasses.replace(batch, causal=True))
+    assert seen[0] is seen[2] is None
+    assert seen[1].tolist() == [False, False, True, False, False, False]
+
+
 class Recorder(Objective):
     """Losses set beforehand; notes the batches and the mode it is called in."""
 
@@ -299,7 +318,7 @@ class ByFrequency(nn.Module):
                 counts[token] += 1
         self.scores = nn.Parameter(torch.tensor(counts).log())
 
-    def forward(self, input_ids, *, packing, token_type_ids, predict):  # noqa: ARG002, called as a model is
+    def forward(self, input_ids, *, packing, token_type_ids, predict, hide, causal):  # noqa: ARG002, called as a model is
         return Output(self.scores.expand(int(predict.sum()), -1))
 
 

@@ -1,4 +1,4 @@
-"""``unbraid pretrain``: masked language modelling from text."""
+"""``unbraid pretrain``: from text to a DeBERTa, by any of the papers' objectives."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
 from unbraid.training.config import TrainingConfig
 
 if TYPE_CHECKING:
+    from unbraid.pretraining.mlm import MaskedLanguageModeling
+    from unbraid.pretraining.rtd import ReplacedTokenDetection
+    from unbraid.text.tokenizer import Tokenizer
     from unbraid.training.loop import Result
 
 EVALUATION_SEED = 0
@@ -23,10 +26,11 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """Pretrains a model by masked language modelling, with the Enhanced Mask Decoder.
+    """Pretrains a model: masked tokens with the Enhanced Mask Decoder, replaced tokens, next tokens.
 
     Killed at any moment, the same command continues exactly. The trained model stands in OUTPUT/model, the one with
-    the lowest held-out loss in OUTPUT/best, the curve in OUTPUT/metrics.jsonl.
+    the lowest held-out loss in OUTPUT/best, the curve in OUTPUT/metrics.jsonl. A discriminator's generator stands in
+    a folder within. Many processes: torchrun --nproc-per-node 8 -m unbraid pretrain ...
     """
 
     output: str
@@ -64,9 +68,9 @@ def run(config: Config) -> Result:
     import torch
 
     from unbraid.files import write_atomically
-    from unbraid.model.pretrained import DebertaForMaskedLM
     from unbraid.pretraining.corpus import prepare
-    from unbraid.pretraining.mlm import MaskedBatches, MaskedLanguageModeling, evaluate_mlm
+    from unbraid.pretraining.mlm import MaskedBatches, evaluate_mlm
+    from unbraid.pretraining.rtd import ReplacedTokenDetection, evaluate_rtd
     from unbraid.text.tokenizer import Tokenizer
     from unbraid.training.loop import train
 
@@ -74,13 +78,7 @@ def run(config: Config) -> Result:
     tokenizer = Tokenizer.from_pretrained(config.tokenizer)
     corpus = prepare(config.corpus, tokenizer, config.cache or output / "corpus")
     torch.manual_seed(config.training.seed)
-    if config.continue_from is None:
-        model = DebertaForMaskedLM(config.model.replace(vocab_size=len(tokenizer)))
-    else:
-        model = DebertaForMaskedLM.from_pretrained(config.continue_from)
-    model.deberta.encoder.gradient_checkpointing = config.gradient_checkpointing
-    model.deberta.encoder.backend = config.backend
-    objective = MaskedLanguageModeling(model)
+    objective = make_objective(config, tokenizer)
 
     lengths = {"sequence_length": config.corpus.sequence_length, "batch_tokens": config.corpus.batch_tokens}
     batches = MaskedBatches(corpus.train, tokenizer, config.masking, **lengths, seed=config.corpus.seed)
@@ -95,10 +93,14 @@ def run(config: Config) -> Result:
         )
 
     def evaluate() -> dict[str, float]:
-        return evaluate_mlm(objective, held_out, config.evaluation_batches) if held_out else {}
+        if held_out is None:
+            return {}
+        if isinstance(objective, ReplacedTokenDetection):
+            return evaluate_rtd(objective, held_out, config.evaluation_batches)
+        return evaluate_mlm(objective, held_out, config.evaluation_batches)
 
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
+        objective.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     described = dataclasses.asdict(config)
@@ -117,3 +119,44 @@ def run(config: Config) -> Result:
         scores = ", ".join(f"{name} {value:.4g}" for name, value in result.evaluation.items())
         print(f"{output / 'model'}: {result.steps:,} steps in {result.elapsed_s / 60:.1f} minutes; held out: {scores}")
     return result
+
+
+def make_objective(config: Config, tokenizer: Tokenizer) -> MaskedLanguageModeling | ReplacedTokenDetection:
+    """What is trained: new models, or those to continue from.
+
+    Raises:
+        InputError: nothing to continue from, or a vocabulary smaller than the tokenizer's.
+    """
+    from unbraid.errors import InputError
+    from unbraid.model.pretrained import DebertaForMaskedLM, DebertaForReplacedTokenDetection
+    from unbraid.pretraining.continuing import continued_mlm, continued_rtd
+    from unbraid.pretraining.mlm import MaskedLanguageModeling
+    from unbraid.pretraining.rtd import ReplacedTokenDetection
+
+    shape, source, notes = config.model.replace(vocab_size=len(tokenizer)), config.continue_from, []
+    if config.objective == "rtd":
+        if source is None:
+            layers = config.rtd.generator_layers or max(2, shape.num_hidden_layers // 2)
+            generator = DebertaForMaskedLM(shape.replace(num_hidden_layers=layers))
+            discriminator = DebertaForReplacedTokenDetection(shape)
+        else:
+            generator, discriminator, notes = continued_rtd(source, config.rtd.generator_layers)
+        models = [generator, discriminator]
+        objective = ReplacedTokenDetection(
+            generator, discriminator, config.rtd, config.masking, tokenizer, keep_embeddings=source is not None
+        )
+    else:
+        model, notes = (DebertaForMaskedLM(shape), []) if source is None else continued_mlm(source)
+        models = [model]
+        objective = MaskedLanguageModeling(model, config.masking.hide_kept_tokens)
+    for note in notes:
+        print(note, file=sys.stderr)
+    for model in models:
+        if model.config.vocab_size < len(tokenizer):
+            raise InputError(
+                f"{config.tokenizer} has {len(tokenizer):,} tokens but {source} only {model.config.vocab_size:,}; "
+                "give the tokenizer that it was pretrained with."
+            )
+        model.deberta.encoder.gradient_checkpointing = config.gradient_checkpointing
+        model.deberta.encoder.backend = config.backend
+    return objective

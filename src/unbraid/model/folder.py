@@ -70,6 +70,20 @@ class Pretrained(nn.Module):
         config = read_config(folder, v1=any(name.endswith(".in_proj.weight") for name in tensors))
         if config_changes:
             config = config.replace(**config_changes)
+        return cls.from_tensors(tensors, config, str(weights), new)
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], config: DebertaConfig, source: str, new: Sequence[str] = ()
+    ) -> Self:
+        """A model from tensors that were read already; see :meth:`from_pretrained`.
+
+        Args:
+            tensors: under their names in files.
+            config: of the model.
+            source: where they come from, for messages.
+            new: modules that start fresh.
+        """
         with torch.device("meta"):
             model = cls(config)
         if unknown := set(new) - {name for name, _ in model.named_children()}:
@@ -77,13 +91,13 @@ class Pretrained(nn.Module):
         expected = model._checkpoint_tensors()
         fresh = {name for name in expected if name.split(".")[0] in new}
         wanted = [name for name in expected if name not in fresh]
-        found, missing = checkpoint.from_files(tensors, wanted, config.num_attention_heads, str(weights))
+        found, missing = checkpoint.from_files(tensors, wanted, config.num_attention_heads, source)
         if missing:
-            raise InputError(checkpoint.missing_message(missing, str(weights)))
+            raise InputError(checkpoint.missing_message(missing, source))
         for name, tensor in found.items():
             if tensor.shape != expected[name].shape:
                 raise InputError(
-                    f"{weights}: {name} has shape {tuple(tensor.shape)}, but the configuration asks for "
+                    f"{source}: {name} has shape {tuple(tensor.shape)}, but the configuration asks for "
                     f"{tuple(expected[name].shape)}."
                 )
         model._assign({name: tensor.to(torch.float32) for name, tensor in found.items()})

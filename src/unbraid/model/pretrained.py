@@ -240,7 +240,7 @@ class DebertaForMaskedLM(_Head):
                 states = self.decoder.hide(states, inputs.packing, inputs.rows(hide, "hide"))
             decoded = self.decoder(self.deberta.encoder, states, relative, inputs.packing, rows)
         elif hide is not None:
-            raise InputError("tokens can be hidden behind their position by a mask decoder only, which this model lacks.")
+            raise InputError("only a mask decoder can hide tokens behind their position, and this model has none.")
         else:
             decoded = self.deberta.encode(inputs, causal=causal)[0][rows]
         logits = self.vocabulary(decoded, self.deberta.embeddings.word.weight)

@@ -85,7 +85,7 @@ class RtdConfig:
     sharing: Literal["gdes", "es", "nes"] = "gdes"
     """Embeddings: gradient-disentangled sharing, one table for both, or none shared."""
     decoupled: bool = True
-    """Update the generator, then the discriminator, on the same batch; or both at once, from the sum of their losses."""
+    """Update the generator, then the discriminator, on the same batch; or both at once, by the sum of their losses."""
     generator_layers: Annotated[int, Field(ge=2)] | None = None
     """Layers of the generator; None: half of the discriminator's, at least 2."""
     detection_weight: Annotated[float, Field(gt=0)] = 50.0

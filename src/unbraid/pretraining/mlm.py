@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unbraid.model.pretrained import DebertaForMaskedLM
 from unbraid.objective import IGNORED, Loss, Objective
 from unbraid.packing import Packing
 from unbraid.pretraining.config import MaskingConfig
@@ -77,17 +79,21 @@ class MaskedBatches:
 class MaskedLanguageModeling(Objective):
     """Cross entropy of the predicted tokens: hidden ones, or in a causal batch the next one of each."""
 
-    def __init__(self, model: nn.Module, hide_kept_tokens: bool = False) -> None:
+    def __init__(self, model: DebertaForMaskedLM, hide_kept_tokens: bool = False) -> None:
         """Takes the model to train.
 
         Args:
-            model: called as :class:`unbraid.model.pretrained.DebertaForMaskedLM`, packed, with ``predict``.
+            model: called packed, with ``predict``.
             hide_kept_tokens: a predicted token that is shown as it is may not be read by the decoder: it would tell
                 its own prediction. Its state becomes its absolute position; its neighbours have read it already.
         """
         super().__init__()
         self.model = model
         self.hide_kept_tokens = hide_kept_tokens
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the model; see :meth:`unbraid.model.folder.Pretrained.save_pretrained`."""
+        self.model.save_pretrained(folder)
 
     def loss(self, batch: Batch) -> Loss:
         """The loss over the tokens whose label is not -100; the part ``correct`` counts those predicted right."""

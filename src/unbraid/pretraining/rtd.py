@@ -43,6 +43,7 @@ class Generation(MaskedLanguageModeling):
             hide_kept_tokens: see :class:`MaskedLanguageModeling`.
         """
         super().__init__(model, hide_kept_tokens)
+        self.drawable: Tensor
         self.register_buffer("drawable", drawable, persistent=False)
         self.temperature = temperature
 
@@ -118,19 +119,23 @@ class ReplacedTokenDetection(Objective):
         config: RtdConfig,
         masking: MaskingConfig,
         tokenizer: Tokenizer,
+        *,
+        keep_embeddings: bool = False,
     ) -> None:
         """Ties the embeddings as the configuration says.
 
         Args:
             generator: its tables are the shared ones.
-            discriminator: of the same width and vocabulary; its own tables are replaced unless sharing is ``"nes"``.
+            discriminator: of the same width and vocabulary; its own tables give way unless sharing is ``"nes"``.
             config: sharing, steps, lambda, temperature.
             masking: the share of tokens that are predicted weighs the two losses of a joint step, which are means over
                 different numbers of tokens.
             tokenizer: names the special tokens, which no guess may be.
+            keep_embeddings: with GDES, begin with the discriminator's tables, as one that was trained before needs it.
         """
         super().__init__()
-        share_embeddings(generator.deberta.embeddings, discriminator.deberta.embeddings, config.sharing)
+        tables = generator.deberta.embeddings, discriminator.deberta.embeddings
+        share_embeddings(*tables, config.sharing, keep=keep_embeddings)
         drawable = torch.zeros(generator.config.vocab_size, dtype=torch.bool)
         drawable[: len(tokenizer)] = True
         drawable[list(tokenizer.special_ids)] = False

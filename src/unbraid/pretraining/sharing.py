@@ -15,17 +15,23 @@ class DisentangledEmbedding(nn.Module):
     parameter of this module nor saved with it.
 
     Attributes:
-        delta: (rows, width), the difference; zeros at the beginning.
+        delta: (rows, width), the difference.
 
     Source: DeBERTaV3 section 3.3; microsoft/DeBERTa apps/tasks/rtd_task.py: RTDTask.get_model at 4d7fe0b, where the
     same is done by hooks.
     """
 
-    def __init__(self, generator: nn.Embedding) -> None:
-        """Takes the generator's table."""
+    def __init__(self, generator: nn.Embedding, start: Tensor | None = None) -> None:
+        """Takes the generator's table.
+
+        Args:
+            generator: its module.
+            start: (rows, width), the sum to begin with; None: the generator's table.
+        """
         super().__init__()
         self._generator = (generator,)  # in a tuple: a module among the attributes would become a child
-        self.delta = nn.Parameter(torch.zeros_like(generator.weight))
+        table = generator.weight.detach()
+        self.delta = nn.Parameter(torch.zeros_like(table) if start is None else start.detach() - table)
 
     @property
     def num_embeddings(self) -> int:
@@ -46,16 +52,19 @@ class DisentangledEmbedding(nn.Module):
         return functional.embedding(ids, self._shared()) + functional.embedding(ids, self.delta)
 
 
-def share_embeddings(generator: nn.Module, discriminator: nn.Module, sharing: str) -> None:
+def share_embeddings(generator: nn.Module, discriminator: nn.Module, sharing: str, *, keep: bool = False) -> None:
     """Lets the input embeddings of a discriminator depend on those of its generator, in place.
 
     Args:
         generator: an :class:`unbraid.model.embeddings.Embeddings`.
         discriminator: another of the same size.
         sharing: ``"gdes"``, ``"es"`` (the same tables, trained by both losses) or ``"nes"`` (none).
+        keep: with ``"gdes"``, start from the discriminator's tables and not from the generator's.
     """
     for name in ("word", "position"):
         table = getattr(generator, name)
         if table is None or sharing == "nes":
             continue
-        setattr(discriminator, name, DisentangledEmbedding(table) if sharing == "gdes" else table)
+        if sharing == "gdes":
+            table = DisentangledEmbedding(table, getattr(discriminator, name).weight if keep else None)
+        setattr(discriminator, name, table)
