@@ -163,8 +163,8 @@ def flipped_distance(model: nn.Module) -> None:
     encoder = model.deberta.encoder
     relative = encoder.relative
 
-    def flipped(max_length: int):
-        right = relative(max_length)
+    def flipped(max_length: int, causal: bool):
+        right = relative(max_length, causal)
         return dataclasses.replace(right, slots=right.slots.flip(0))
 
     encoder.relative = flipped
@@ -192,8 +192,8 @@ def one_bucket_off(model: nn.Module) -> None:
     encoder = model.deberta.encoder
     relative = encoder.relative
 
-    def shifted(max_length: int):
-        right = relative(max_length)
+    def shifted(max_length: int, causal: bool):
+        right = relative(max_length, causal)
         return dataclasses.replace(right, slots=(right.slots + 1).clamp(max=len(right.table[right.used]) - 1))
 
     encoder.relative = shifted

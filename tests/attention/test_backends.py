@@ -21,6 +21,7 @@ class Case:
     slots: torch.Tensor
     queries: Packing
     keys: Packing
+    causal: bool = False
 
     def run(self, backend: str, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The output, and the gradient of every input for a fixed random weighting of it."""
@@ -28,7 +29,13 @@ class Case:
         inputs = {name: leaves.get(name) for name in ("q", "k", "v", "pos_k", "pos_q", "pos_pos")}
         pos_pos = inputs.pop("pos_pos")
         output = disentangled_attention(
-            **inputs, slots=self.slots, queries=self.queries, keys=self.keys, pos_pos=pos_pos, backend=backend
+            **inputs,
+            slots=self.slots,
+            queries=self.queries,
+            keys=self.keys,
+            pos_pos=pos_pos,
+            causal=self.causal,
+            backend=backend,
         )
         weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         (output * weight.to(dtype)).sum().backward()
@@ -39,7 +46,9 @@ def _gradient(leaf: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-def draw(keys: Packing, rows: torch.Tensor | None = None, terms=("pos_k", "pos_q"), max_length: int = 0) -> Case:
+def draw(
+    keys: Packing, rows: torch.Tensor | None = None, terms=("pos_k", "pos_q"), max_length: int = 0, causal: bool = False
+) -> Case:
     generator = torch.Generator().manual_seed(0)
     queries = keys if rows is None else keys.select(rows)
     shapes = {
@@ -53,7 +62,7 @@ def draw(keys: Packing, rows: torch.Tensor | None = None, terms=("pos_k", "pos_q
     drawn = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     kept = {name: tensor for name, tensor in drawn.items() if name in ("q", "k", "v", *terms)}
     slots = relative_slots(max_length or keys.max_length, SPAN, 40)
-    return Case(kept, slots, queries, keys)
+    return Case(kept, slots, queries, keys, causal)
 
 
 def check(case: Case, backend: str) -> None:
@@ -73,9 +82,10 @@ def check(case: Case, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("lengths", [[33], [5, 1, 40, 17]], ids=str)
-def test_bfloat16_errs_at_most_twice_as_much_as_the_reference_does(backend, lengths):
-    case = draw(Packing.from_lengths(lengths))
+def test_bfloat16_errs_at_most_twice_as_much_as_the_reference_does(backend, lengths, causal):
+    case = draw(Packing.from_lengths(lengths), causal=causal)
     truth, gradients = case.run("reference", torch.float64)
     plain, plain_gradients = case.run("reference", torch.bfloat16)
     ours, our_gradients = case.run(backend, torch.bfloat16)
@@ -85,31 +95,35 @@ def test_bfloat16_errs_at_most_twice_as_much_as_the_reference_does(backend, leng
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_lengths(backend, lengths):
-    check(draw(Packing.from_lengths(lengths)), backend)
+def test_lengths(backend, lengths, causal):
+    check(draw(Packing.from_lengths(lengths), causal=causal), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize(
     "terms", [(), ("pos_k",), ("pos_q",), ("pos_pos",), ("pos_k", "pos_pos"), ("pos_k", "pos_q", "pos_pos")]
 )
-def test_every_subset_of_the_terms(backend, terms):
-    check(draw(Packing.from_lengths([9, 23]), terms=terms), backend)
+def test_every_subset_of_the_terms(backend, terms, causal):
+    check(draw(Packing.from_lengths([9, 23]), terms=terms, causal=causal), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_left_padding_and_holes(backend):
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_left_padding_and_holes(backend, causal):
     mask = torch.rand(4, 37, generator=torch.Generator().manual_seed(2)) > 0.4
     mask[0, :20] = False
     mask[1] = False
-    check(draw(Packing.from_mask(mask)), backend)
+    check(draw(Packing.from_mask(mask), causal=causal), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_fewer_queries_than_keys(backend):
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_fewer_queries_than_keys(backend, causal):
     keys = Packing.from_lengths([12, 30, 4])
-    check(draw(keys, torch.tensor([0, 3, 11, 12, 40])), backend)
+    check(draw(keys, torch.tensor([0, 3, 11, 12, 40]), causal=causal), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -137,12 +151,13 @@ def test_positions_alone_decide_not_the_place_in_memory(backend):
         assert torch.allclose(alone, together[rows], atol=1e-12)
 
 
-def test_a_padded_batch_kept_whole():
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_a_padded_batch_kept_whole(causal):
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0, 0, 0]]).bool()
-    whole, packed = draw(Packing.whole(mask)), Packing.from_mask(mask)
+    whole, packed = draw(Packing.whole(mask), causal=causal), Packing.from_mask(mask)
     rows = mask.flatten().nonzero().squeeze(-1)
     tensors = {name: t[rows] if name in "qkv" else t for name, t in whole.tensors.items()}
-    expected, _ = Case(tensors, whole.slots, packed, packed).run("reference", torch.float64)
+    expected, _ = Case(tensors, whole.slots, packed, packed, causal).run("reference", torch.float64)
     output, gradients = whole.run("sdpa", torch.float64)
     assert torch.allclose(output[rows], expected, atol=1e-12)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
@@ -168,6 +183,46 @@ def test_the_reference_is_the_equation():
     assert torch.allclose(output[:, 0], expected, atol=1e-12)
 
 
+def test_the_causal_reference_is_a_triangle():
+    """Every sequence of a mask with holes, cut out of the dense scores of a whole one."""
+    length, rows = 7, torch.tensor([1, 4, 5])
+    case = draw(Packing.from_lengths([length]), causal=True)
+    q, k, v, pos_k, pos_q = (case.tensors[name] for name in ("q", "k", "v", "pos_k", "pos_q"))
+    scores = torch.empty(HEADS, length, length, dtype=torch.float64)
+    for i in range(length):
+        for j in range(length):
+            slot = case.slots[i - j + length - 1]
+            dots = (q[i] * k[j]).sum(-1) + (q[i] * pos_k[slot]).sum(-1) + (k[j] * pos_q[slot]).sum(-1)
+            scores[:, i, j] = dots / (3 * WIDTH) ** 0.5
+    scores += torch.full((length, length), -torch.inf, dtype=torch.float64).triu(1)
+    whole = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
+    assert torch.allclose(case.run("reference", torch.float64)[0], whole, atol=1e-12)
+
+    kept = torch.tensor([0, 1, 3, 5, 6])
+    holes = torch.einsum("hij,jhd->ihd", scores[:, rows][:, :, kept].softmax(-1), v[kept])
+    tensors = case.tensors | {"q": q[rows], "k": k[kept], "v": v[kept]}
+    fewer = Case(tensors, case.slots, case.queries.select(rows), case.keys.select(kept), causal=True)
+    assert torch.allclose(fewer.run("reference", torch.float64)[0], holes, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_a_query_before_all_keys_sees_none(backend):
+    """Zeros and no gradient from the reference, something finite from sdpa; the others as they are without it."""
+    case = draw(Packing.from_lengths([9, 4]), causal=True)
+    queries, keys = torch.tensor([0, 2, 5, 8, 9, 12]), torch.tensor([3, 4, 7, 11])
+    tensors = case.tensors | {"q": case.tensors["q"][queries]} | {n: case.tensors[n][keys] for n in "kv"}
+    cut = Case(tensors, case.slots, case.queries.select(queries), case.keys.select(keys), causal=True)
+    output, gradients = cut.run(backend, torch.float64)
+    blind = torch.tensor([True, True, False, False, True, False])
+    expected, _ = cut.run("reference", torch.float64)
+    assert torch.allclose(output[~blind], expected[~blind], atol=1e-12)
+    assert (output[~blind] != 0).all()
+    assert all(x.isfinite().all() for x in (output, *gradients.values()))
+    if backend == "reference":
+        assert not output[blind].any()
+        assert not gradients["q"][blind].any()
+
+
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_dropout_drops_weights_and_keeps_their_mean(backend):
     packing = Packing.from_lengths([50] * 8)
@@ -190,3 +245,14 @@ def test_a_backend_asked_for_by_name_serves_or_raises():
         disentangled_attention(rows, rows, rows, None, None, slots, packing, packing, backend="reference")
     with pytest.raises(ValueError, match="'flash' is unknown"):
         disentangled_attention(rows, rows, rows, None, None, slots, packing, packing, backend="flash")
+
+
+def test_float16_has_room_for_scores_whose_products_it_has_no_room_for():
+    case = draw(Packing.from_lengths([17, 9]))
+    rows = {name: tensor.repeat(1, 1, 20)[..., :96] for name, tensor in case.tensors.items()}
+    for name in ("q", "k", "pos_k", "pos_q"):
+        rows[name] = rows[name].abs() + 30  # 96 * 30 * 30 is 86,400, above the largest float16
+    case = dataclasses.replace(case, tensors=rows)
+    output, gradients = case.run("sdpa", torch.float16)
+    assert torch.isfinite(output).all()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())

@@ -6,6 +6,7 @@ All of it with uninitialised memory filled with NaN, the kernel's scratch includ
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class Problem:
     slots: torch.Tensor
     queries: Packing
     keys: Packing
+    causal: bool = False
 
     def redrawn(self, seed: int) -> Problem:
         generator = torch.Generator().manual_seed(seed)
@@ -49,14 +51,14 @@ class Problem:
     def run(self, function, dtype: torch.dtype, dropout_p: float = 0.0) -> dict[str, torch.Tensor]:
         """The output, and the gradient of every input for a fixed random weighting of it."""
         leaves = {n: None if t is None else t.to(dtype, copy=True).requires_grad_() for n, t in self.tensors.items()}
-        output = function(*leaves.values(), self.slots, self.queries, self.keys, dropout_p)
+        output = function(*leaves.values(), self.slots, self.queries, self.keys, dropout_p, self.causal)
         weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         (output * weight.to(dtype)).sum().backward()
         gradients = {n: leaf.grad for n, leaf in leaves.items() if leaf is not None}
         return {"output": output.detach()} | {n: g for n, g in gradients.items() if g is not None}
 
 
-def draw_problem(keys, rows=None, terms=NAMES[3:], heads=2, width=5, slots=None) -> Problem:
+def draw_problem(keys, rows=None, terms=NAMES[3:], heads=2, width=5, slots=None, causal=False) -> Problem:
     generator = torch.Generator().manual_seed(0)
     queries = keys if rows is None else keys.select(rows)
     sizes = [len(queries.positions), len(keys.positions), len(keys.positions), *[2 * SPAN] * 3]
@@ -65,7 +67,7 @@ def draw_problem(keys, rows=None, terms=NAMES[3:], heads=2, width=5, slots=None)
         for name, size in zip(NAMES, sizes, strict=True)
     }
     kept = {name: t if name in (*NAMES[:3], *terms) else None for name, t in tensors.items()}
-    return Problem(kept, relative_slots(keys.max_length, SPAN, 40) if slots is None else slots, queries, keys)
+    return Problem(kept, relative_slots(keys.max_length, SPAN, 40) if slots is None else slots, queries, keys, causal)
 
 
 def check_exact(problem: Problem, num_draws: int = 4) -> None:
@@ -95,39 +97,45 @@ def check_exact(problem: Problem, num_draws: int = 4) -> None:
     [[1], [2], [17], [63], [100], [128], [129], [200], [600], [1, 1, 1], [3, 0, 7], [5, 150, 1, 40, 270, 17]],
     ids=str,
 )
-def test_lengths(lengths):
-    check_exact(draw_problem(Packing.from_lengths(lengths)))
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_lengths(lengths, causal):
+    check_exact(draw_problem(Packing.from_lengths(lengths), causal=causal))
 
 
 @pytest.mark.parametrize("width", [1, 5, 16, 32, 64, 80])
-def test_head_widths(width):
-    check_exact(draw_problem(Packing.from_lengths([33, 140]), width=width))
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_head_widths(width, causal):
+    check_exact(draw_problem(Packing.from_lengths([33, 140]), width=width, causal=causal))
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_every_subset_of_the_terms(number):
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_every_subset_of_the_terms(number, causal):
     terms = [name for bit, name in enumerate(NAMES[3:]) if number >> bit & 1]
-    check_exact(draw_problem(Packing.from_lengths([9, 300]), terms=terms, width=16))
+    check_exact(draw_problem(Packing.from_lengths([9, 300]), terms=terms, width=16, causal=causal))
 
 
 @pytest.mark.parametrize("width", [5, 64])
-def test_left_padding_and_holes(width):
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_left_padding_and_holes(width, causal):
     mask = torch.rand(4, 180, generator=torch.Generator().manual_seed(2)) > 0.4
     mask[0, :50] = False
     mask[1] = False
     mask[2, 3:170] = False
-    check_exact(draw_problem(Packing.from_mask(mask), width=width))
+    check_exact(draw_problem(Packing.from_mask(mask), width=width, causal=causal))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.15, 0.6])
-def test_fewer_queries_than_keys(share):
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_fewer_queries_than_keys(share, causal):
     keys = Packing.from_lengths([12, 330, 4, 140])
     rows = (torch.rand(486, generator=torch.Generator().manual_seed(4)) < share).nonzero().squeeze(-1)
-    check_exact(draw_problem(keys, rows))
+    check_exact(draw_problem(keys, rows, causal=causal))
 
 
 @pytest.mark.parametrize("slots", ["one a distance", "port", "shuffled", "one for all"])
-def test_other_tables_of_slots(slots):
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_other_tables_of_slots(slots, causal):
     keys = Packing.from_lengths([7, 290])
     tables = {
         "one a distance": relative_slots(290, None, SPAN),
@@ -135,7 +143,7 @@ def test_other_tables_of_slots(slots):
         "shuffled": torch.randint(2 * SPAN, (579,), generator=torch.Generator().manual_seed(5)),
         "one for all": torch.full((579,), 3),
     }
-    check_exact(draw_problem(keys, slots=tables[slots]))
+    check_exact(draw_problem(keys, slots=tables[slots], causal=causal))
 
 
 def test_slots_for_more_than_the_longest_sequence():
@@ -151,6 +159,40 @@ def test_a_query_without_keys_reads_zeros():
     assert not ours["output"][:2].any()
     assert not ours["q"][:2].any()
     assert all(x.isfinite().all() for x in ours.values())
+
+
+def test_a_query_before_all_keys_reads_zeros():
+    whole = Packing.from_lengths([300, 9])
+    queries = torch.tensor([0, 2, 5, 90, 200, 299, 300, 308])
+    keys = torch.tensor([*range(3, 60), *range(160, 290), 304])
+    problem = draw_problem(whole, causal=True)
+    kept = {"q": queries, "k": keys, "v": keys}
+    tensors = {name: t[kept[name]] if name in kept else t for name, t in problem.tensors.items()}
+    cut = Problem(tensors, problem.slots, whole.select(queries), whole.select(keys), causal=True)
+    check_exact(cut)
+    blind = torch.tensor([0, 1, 6])
+    ours = cut.run(native.attention, torch.float32)
+    assert not ours["output"][blind].any()
+    assert not ours["q"][blind].any()
+
+
+@pytest.mark.parametrize("change", [3.0, torch.inf, torch.nan])
+def test_later_tokens_change_nothing_before_them(change):
+    """Not a bit of the outputs, nor of what these pass back; to keys a later query passes back 0 times itself."""
+    read = ("q", "k", "v") if math.isfinite(change) else ("q",)
+    packing = Packing.from_lengths([300, 40])
+    for place in (0, 1, 6, 127, 128, 200, 299):
+        results = []
+        for value in (0.5, change):
+            tensors = draw_problem(packing, heads=2, width=20).tensors
+            for name in ("q", "k", "v"):
+                tensors[name][place:300] = value
+            leaves = {name: t.float().requires_grad_() for name, t in tensors.items()}
+            output = native.attention(*leaves.values(), relative_slots(300, SPAN, 40), packing, packing, 0.0, True)
+            before = torch.cat([torch.arange(place), torch.arange(300, 340)])
+            output[before].square().sum().backward()
+            results.append([output[before], *(leaves[name].grad[before] for name in read)])
+        assert all(torch.equal(*pair) and pair[0].isfinite().all() for pair in zip(*results, strict=True)), place
 
 
 def test_large_scores_neither_overflow_nor_vanish():
@@ -182,8 +224,9 @@ def test_rows_that_stand_apart_as_those_of_a_fused_projection_do():
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
-def test_one_and_two_threads_agree_to_the_bit(dropout_p):
-    problem = draw_problem(Packing.from_lengths([5, 150, 1, 40, 270, 17]), heads=3)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_one_two_and_three_threads_agree_to_the_bit(dropout_p, causal):
+    problem = draw_problem(Packing.from_lengths([5, 150, 1, 40, 270, 17]), heads=3, causal=causal)
     before = torch.get_num_threads()
     results = []
     try:
@@ -197,9 +240,10 @@ def test_one_and_two_threads_agree_to_the_bit(dropout_p):
         assert all(torch.equal(other[name], value) for name, value in results[0].items())
 
 
-def test_dropout_is_a_mask_that_the_backward_pass_replays():
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_dropout_is_a_mask_that_the_backward_pass_replays(causal):
     lengths, width, p = [50, 64], 64, 0.3
-    problem = draw_problem(Packing.from_lengths(lengths), heads=3, width=width)
+    problem = draw_problem(Packing.from_lengths(lengths), heads=3, width=width, causal=causal)
     one_hot = torch.eye(width, dtype=torch.float64)[problem.keys.positions][:, None].expand(-1, 3, -1)
     shown = dataclasses.replace(problem, tensors=problem.tensors | {"v": one_hot})
     torch.manual_seed(7)
@@ -208,8 +252,8 @@ def test_dropout_is_a_mask_that_the_backward_pass_replays():
         (rows[..., :n] > 0).permute(1, 0, 2) / (1 - p) for rows, n in zip(weights.split(lengths), lengths, strict=True)
     ]
 
-    def dropped(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, _):
-        kept = reference.probabilities(q, k, pos_k, pos_q, pos_pos, slots, queries, keys)
+    def dropped(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, _, causal):
+        kept = reference.probabilities(q, k, pos_k, pos_q, pos_pos, slots, queries, keys, causal)
         rows = zip(kept, masks, v.split(lengths), strict=True)
         return torch.cat([torch.einsum("hnk,khd->nhd", w * mask, values) for w, mask, values in rows])
 
@@ -218,6 +262,20 @@ def test_dropout_is_a_mask_that_the_backward_pass_replays():
     ours = problem.run(native.attention, torch.float32, p)
     for name, right in truth.items():
         assert torch.allclose(ours[name].double(), right, rtol=0, atol=5e-6 * float(right.abs().max())), name
+
+
+def test_dropout_draws_the_same_for_the_keys_that_a_causal_query_sees():
+    length = 160
+    packing = Packing.from_lengths([length])
+    zeros, ones = torch.zeros(length, 2, length), torch.eye(length)[:, None].expand(-1, 2, -1)
+    kept = []
+    for causal in (False, True):
+        torch.manual_seed(3)
+        slots = relative_slots(length, SPAN, 40)
+        kept.append(native.attention(zeros, zeros, ones, None, None, None, slots, packing, packing, 0.25, causal) > 0)
+    full, causal = (x.transpose(0, 1) for x in kept)  # (heads, queries, keys)
+    assert torch.equal(causal, full.tril())
+    assert not full.all()
 
 
 def test_dropout_keeps_the_right_share_everywhere_and_independently():
@@ -265,8 +323,8 @@ def test_the_operator_keeps_torchs_rules():
     problem = draw_problem(Packing.from_lengths([5, 12]))
     rows = [t.float().requires_grad_() for t in problem.tensors.values()]
     layout = (problem.slots, *[x for p in (problem.queries, problem.keys) for x in (p.offsets, p.positions)])
-    torch.library.opcheck(torch.ops.unbraid.attention_forward, (*rows, *layout, torch.tensor(3), 0.1))
-    torch.library.opcheck(torch.ops.unbraid.attention_forward, (*rows[:4], None, None, *layout, None, 0.0))
+    torch.library.opcheck(torch.ops.unbraid.attention_forward, (*rows, *layout, torch.tensor(3), 0.1, True))
+    torch.library.opcheck(torch.ops.unbraid.attention_forward, (*rows[:4], None, None, *layout, None, 0.0, False))
 
 
 @pytest.mark.parametrize("wrap", ["compile", "checkpoint"])
@@ -312,8 +370,9 @@ def test_a_second_derivative_is_refused_not_zero():
         gradient.sum().backward()
 
 
-def test_memory_grows_with_the_length_not_its_square():
-    script = """
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_memory_grows_with_the_length_not_its_square(causal):
+    script = f"""
         import resource, torch
         from unbraid.attention import native, relative_slots
         from unbraid.packing import Packing
@@ -325,7 +384,7 @@ def test_memory_grows_with_the_length_not_its_square():
         native.unavailable()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         slots = relative_slots(6144, 32, 512)
-        native.attention(q, q, q, table, table, None, slots, packing, packing, 0.0).sum().backward()
+        native.attention(q, q, q, table, table, None, slots, packing, packing, 0.0, {causal}).sum().backward()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """
     run = subprocess.run(

@@ -28,6 +28,7 @@ def disentangled_attention(
     *,
     pos_pos: Tensor | None = None,
     dropout_p: float = 0.0,
+    causal: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """Attention in which content and relative position are two vectors, over packed sequences.
@@ -36,6 +37,8 @@ def disentangled_attention(
 
         score_ij = (q_i . k_j + q_i . pos_k[s] + k_j . pos_q[s] + pos_pos[s]) / sqrt(D * terms)
         out_i    = sum_j dropout(softmax_j(score_ij)) v_j
+
+    j runs over the keys of the query's own sequence, or with ``causal`` over those with position_j <= position_i.
 
     Args:
         q: (Nq, H, D) content queries.
@@ -49,11 +52,12 @@ def disentangled_attention(
         keys: packing of the rows of k and v; usually the same, the mask decoder asks with fewer rows.
         pos_pos: (P, H) position-to-position scores, or None to leave that term out.
         dropout_p: probability of dropping an attention weight.
+        causal: whether a query sees no key at a later position than its own.
         backend: ``"reference"`` (the equation, slow), ``"sdpa"`` (torch's fused kernel), ``"native"`` (C++ for the
             CPU) or ``"auto"`` (native where it can, else sdpa). A backend asked for by name either serves or raises.
 
     Returns:
-        (Nq, H, D). A query whose sequence has no key gets zeros from the reference.
+        (Nq, H, D). A query that sees no key gets zeros from the reference and native, something finite from sdpa.
 
     Raises:
         ValueError: an unknown backend, or one that cannot serve these packings.
@@ -65,11 +69,11 @@ def disentangled_attention(
     if backend == "reference":
         if keys.mask is not None:
             raise ValueError("backend='reference' reads packed rows only; a padded batch kept whole needs 'sdpa'.")
-        return reference.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
+        return reference.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p, causal)
     if backend == "native":
-        return native.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
+        return native.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p, causal)
     if backend == "sdpa":
-        return sdpa.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p)
+        return sdpa.attention(q, k, v, pos_k, pos_q, pos_pos, slots, queries, keys, dropout_p, causal)
     raise ValueError(f"backend={backend!r} is unknown; choose 'auto', 'native', 'reference' or 'sdpa'.")
 
 

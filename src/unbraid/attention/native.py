@@ -16,7 +16,7 @@ __all__ = ["attention", "unavailable", "unsuited"]
 
 _LAYOUT = (
     "Tensor slots, Tensor query_offsets, Tensor query_positions, Tensor key_offsets, Tensor key_positions, "
-    "Tensor? seed, float dropout_p"
+    "Tensor? seed, float dropout_p, bool causal"
 )
 _INPUTS = f"Tensor q, Tensor k, Tensor v, Tensor? pos_k, Tensor? pos_q, Tensor? pos_pos, {_LAYOUT}"
 _library = torch.library.Library("unbraid", "FRAGMENT")
@@ -42,16 +42,18 @@ def _backward_shapes(_out_grad, _out, _softmax, *inputs):
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.dropout_p = inputs
+    *tensors, ctx.dropout_p, ctx.causal = inputs
     ctx.save_for_backward(*output, *tensors)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, out_grad, _softmax_grad):
     out, softmax, *tensors = ctx.saved_tensors
-    gradients = torch.ops.unbraid.attention_backward(out_grad.contiguous(), out, softmax, *tensors, ctx.dropout_p)
+    gradients = torch.ops.unbraid.attention_backward(
+        out_grad.contiguous(), out, softmax, *tensors, ctx.dropout_p, ctx.causal
+    )
     wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False))
-    return (*wanted, *[None] * 7)
+    return (*wanted, *[None] * 8)
 
 
 def _second_backward(_ctx, *_gradients):
@@ -91,6 +93,7 @@ def attention(
     queries: Packing,
     keys: Packing,
     dropout_p: float,
+    causal: bool = False,
 ) -> Tensor:
     """Disentangled attention. See :func:`unbraid.attention.disentangled_attention`.
 
@@ -118,5 +121,6 @@ def attention(
         keys.positions,
         seed,
         dropout_p,
+        causal,
     )
     return out

@@ -50,8 +50,12 @@ def probabilities(
     slots: Tensor,
     queries: Packing,
     keys: Packing,
+    causal: bool = False,
 ) -> list[Tensor]:
-    """The attention weights of every sequence, (H, queries, keys) each, before dropout."""
+    """The attention weights of every sequence, (H, queries, keys) each, before dropout.
+
+    With ``causal`` those of later keys are zero, and all of them where a query has no other.
+    """
     zero = len(slots) // 2
     starts_q, starts_k = queries.offsets.tolist(), keys.offsets.tolist()
     result = []
@@ -59,7 +63,10 @@ def probabilities(
         n, m = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
         distance_NK = queries.positions[n, None] - keys.positions[None, m]
         score_HNK = scores(q[n], k[m], pos_k, pos_q, pos_pos, slots[distance_NK + zero])
-        result.append(score_HNK.softmax(-1))
+        unseen_NK = (distance_NK < 0) & causal
+        # A finite floor, then zeros: a query that sees no key has neither weights nor gradients.
+        floored_HNK = score_HNK.masked_fill(unseen_NK, torch.finfo(score_HNK.dtype).min)
+        result.append(floored_HNK.softmax(-1).masked_fill(unseen_NK, 0))
     return result
 
 
@@ -74,9 +81,10 @@ def attention(
     queries: Packing,
     keys: Packing,
     dropout_p: float,
+    causal: bool = False,
 ) -> Tensor:
     """Disentangled attention, one sequence at a time. See :func:`unbraid.attention.disentangled_attention`."""
-    weights = probabilities(q, k, pos_k, pos_q, pos_pos, slots, queries, keys)
+    weights = probabilities(q, k, pos_k, pos_q, pos_pos, slots, queries, keys, causal)
     values = v.split(keys.offsets.diff().tolist())
     outputs = [
         torch.einsum("hnk,khd->nhd", torch.nn.functional.dropout(w_HNK, dropout_p), v_KHD)

@@ -33,6 +33,7 @@ def attention(
     queries: Packing,
     keys: Packing,
     dropout_p: float,
+    causal: bool = False,
 ) -> Tensor:
     """Disentangled attention. See :func:`unbraid.attention.disentangled_attention`."""
     q_BHND, k_BHKD, v_BHKD = (
@@ -40,26 +41,30 @@ def attention(
     )
     real_BK = keys.mask if keys.mask is not None else _spread(torch.ones_like(keys.positions), keys).bool()
     position_BN, position_BK = _spread(queries.positions, queries), _spread(keys.positions, keys)
-    slot_BNK = slots[position_BN[:, :, None] - position_BK[:, None, :] + len(slots) // 2]
+    distance_BNK = position_BN[:, :, None] - position_BK[:, None, :]
+    slot_BNK = slots[distance_BNK + len(slots) // 2]
 
+    # Scaled before the product: float16 has room for scores, but not for products of as many entries.
+    scale = 1 / math.sqrt(q.shape[-1] * (1 + sum(term is not None for term in (pos_k, pos_q, pos_pos))))
     shape = (*q_BHND.shape[:3], k_BHKD.shape[2])
     terms = []
     if pos_k is not None:
-        score_BHNP = q_BHND @ pos_k.permute(1, 2, 0)
+        score_BHNP = q_BHND @ (pos_k * scale).permute(1, 2, 0)
         terms.append(score_BHNP.gather(-1, slot_BNK[:, None].expand(shape)))
     if pos_q is not None:
-        score_BHKP = k_BHKD @ pos_q.permute(1, 2, 0)
+        score_BHKP = k_BHKD @ (pos_q * scale).permute(1, 2, 0)
         slot_BKN = slot_BNK.transpose(1, 2)[:, None]
         terms.append(score_BHKP.gather(-1, slot_BKN.expand(*shape[:2], shape[3], shape[2])).transpose(-1, -2))
     if pos_pos is not None:
-        terms.append(pos_pos[slot_BNK].permute(0, 3, 1, 2))
+        terms.append((pos_pos * scale)[slot_BNK].permute(0, 3, 1, 2))
 
-    scale = 1 / math.sqrt(q.shape[-1] * (1 + len(terms)))
-    # A finite floor: a sequence without a single real key then has finite outputs and gradients.
-    real_B11K = real_BK[:, None, None, :]
-    bias_BHNK = torch.zeros_like(real_B11K, dtype=q.dtype).masked_fill(~real_B11K, torch.finfo(q.dtype).min / 2)
+    # A finite floor: a query that sees not a single real key then has finite outputs and gradients.
+    seen_BHNK = real_BK[:, None, None, :]
+    if causal:
+        seen_BHNK = seen_BHNK & (distance_BNK >= 0)[:, None]
+    bias_BHNK = torch.zeros_like(seen_BHNK, dtype=q.dtype).masked_fill(~seen_BHNK, torch.finfo(q.dtype).min / 2)
     for term in terms:
-        bias_BHNK = bias_BHNK + term * scale
+        bias_BHNK = bias_BHNK + term
     out_BHND = scaled_dot_product_attention(
         q_BHND, k_BHKD, v_BHKD, attn_mask=bias_BHNK, dropout_p=dropout_p, scale=scale
     )

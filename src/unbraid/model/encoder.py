@@ -92,7 +92,7 @@ class Attention(nn.Module):
         """The attention weights of every sequence, (H, length, length) each, by the reference."""
         q, k = self._heads(self.query(states)), self._heads(self.key(states))
         pos_k, pos_q, pos_pos = self._position_terms(relative)
-        return attention_probabilities(q, k, pos_k, pos_q, pos_pos, relative.slots, packing, packing)
+        return attention_probabilities(q, k, pos_k, pos_q, pos_pos, relative.slots, packing, packing, relative.causal)
 
     def forward(
         self, query: Tensor, states: Tensor, relative: Relative, queries: Packing, keys: Packing, backend: Backend
@@ -114,6 +114,7 @@ class Attention(nn.Module):
             keys,
             pos_pos=pos_pos,
             dropout_p=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            causal=relative.causal,
             backend=backend,
         )
         (output,) = self._output(context.flatten(1), self.output)

@@ -103,7 +103,13 @@ class Deberta(Pretrained):
         perturbation: Callable[[Tensor], Tensor] | None = None,
         visit: Callable[[Layer, Tensor, Relative], None] | None = None,
     ) -> tuple[Tensor, Relative]:
-        """Packed states (N, C) after ``num_layers`` layers (all by default), and the relative positions."""
+        """Packed states (N, C) after ``num_layers`` layers (all by default), and the relative positions.
+
+        Raises:
+            InputError: ``causal`` with a convolution, or a sequence longer than an absolute position table.
+        """
+        if causal and self.encoder.convolution is not None:
+            raise InputError("a convolution sees the next tokens: predict them with conv_kernel_size 0.")
         relative = self.encoder.relative(inputs.packing.max_length, causal)
         embedded = self.embeddings(inputs.ids, inputs.packing, inputs.token_type_ids, perturbation)
         return self.encoder(embedded, inputs.packing, relative, num_layers, visit), relative
@@ -221,7 +227,7 @@ class DebertaForMaskedLM(_Head):
             is predicted).
 
         Raises:
-            InputError: see :meth:`Deberta.forward`; or ``hide`` without a mask decoder.
+            InputError: see :meth:`Deberta.forward`; ``hide`` without a mask decoder; ``causal`` with a convolution.
         """
         inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
         if labels is not None:

@@ -78,7 +78,8 @@ struct BackwardItem {
       std::fill_n(key_grads, BLOCK * row, 0.0f);
       std::fill_n(value_grads, BLOCK * padded, 0.0f);
       for (int64_t n = first; n < last; ++n)
-        add_block(sequence, problem.queries.blocks[n], (n - first) * BLOCK);
+        if (problem.sees(problem.queries.blocks[n], block))
+          add_block(sequence, problem.queries.blocks[n], (n - first) * BLOCK);
       scatter(key_grads, row, problem.keys, block, gradients.k + offset, stride, width);
       scatter(value_grads, padded, problem.keys, block, gradients.v + offset, stride, width);
     }
@@ -112,20 +113,22 @@ struct BackwardItem {
 
   // Everything that one block of queries, whose first is number `at`, adds against the present block of keys.
   void add_block(int64_t sequence, const Block& block, int64_t at) {
-    const int64_t num_queries = round_up(block.size, ROWS), num_keys = keys.padded_size();
+    const int64_t num_queries = round_up(block.size, ROWS), num_keys = keys.padded_size(), seen = keys.seen_by(block);
     const float *rows = query_rows + at * row, *grads = out_grads + at * padded;
     float* query_grads = queries + at * padded;
     keys.score(block, rows, weights);
     std::fill_n(score_grads - MARGIN * SCORE_ROW - MARGIN, SCORES, 0.0f);
     product(num_queries, num_keys, problem.width, grads, padded, 1, values, KEY_ROW, score_grads, SCORE_ROW, false);
     for (int64_t i = 0; i < num_queries; ++i) softmax_row(sequence, block.position + i, i, at + i);
+    keys.fill_unseen(block, 0, score_grads);
 
-    product(num_keys, padded, block.size, weights, 1, SCORE_ROW, grads, padded, value_grads, padded, true);
+    product_seeing(num_keys, padded, block.size, seen, weights, 1, SCORE_ROW, grads, padded, value_grads, padded, true);
     const Reach side = keys.reach_of(block);
     if (side != Reach::NEAR) return add_far(block, side, rows, query_grads);
-    product(
-        num_queries, padded, keys.block.size, score_grads, SCORE_ROW, 1, keys.rows, row, query_grads, padded, true);
-    product(num_keys, padded, block.size, score_grads, 1, SCORE_ROW, rows, row, key_grads, row, true);
+    product_seen(
+        num_queries, padded, keys.block.size, seen, score_grads, SCORE_ROW, 1, keys.rows, row, query_grads, padded,
+        true);
+    product_seeing(num_keys, padded, block.size, seen, score_grads, 1, SCORE_ROW, rows, row, key_grads, row, true);
     if (problem.c2p_depth()) add_c2p(block, rows, query_grads);
     if (problem.pos_q) add_p2c(block);
   }
@@ -151,12 +154,13 @@ struct BackwardItem {
 
   void add_far(const Block& block, Reach side, const float* rows, float* query_grads) {
     const int64_t num_queries = round_up(block.size, ROWS), num_keys = keys.padded_size(), width = problem.width;
-    const int64_t slot = keys.far_slot(side);
+    const int64_t slot = keys.far_slot(side), seen = keys.seen_by(block);
     const T* pos_q = problem.pos_q ? problem.pos_q + (slot * problem.heads + head) * width : nullptr;
-    product(
-        num_queries, padded, keys.block.size, score_grads, SCORE_ROW, 1, keys.far_rows, row, query_grads, padded, true);
+    product_seen(
+        num_queries, padded, keys.block.size, seen, score_grads, SCORE_ROW, 1, keys.far_rows, row, query_grads, padded,
+        true);
     // The column after the last holds the sums of the score gradients: the queries carry a one there.
-    product(num_keys, row, block.size, score_grads, 1, SCORE_ROW, rows, row, window, row, false);
+    product_seeing(num_keys, row, block.size, seen, score_grads, 1, SCORE_ROW, rows, row, window, row, false);
     const int64_t used = slot - problem.distances.first_slot;
     float* c2p = sums.c2p + used * problem.c2p_row();
     float* p2c = sums.p2c + used * padded;

@@ -6,7 +6,9 @@
 // position-to-content scores are the same with queries and keys exchanged. Beyond the distance from which all share
 // one slot, the position terms fold into the keys and cost nothing.
 //
-// Blocks are cut by position, not by row: missing positions become zero rows and masked columns.
+// Blocks are cut by position, not by row: missing positions become zero rows and masked columns. The first position of
+// a block is never missing; so a query that sees no later key sees the first positions of a block of keys, among them a
+// key, or none.
 
 #pragma once
 
@@ -146,6 +148,7 @@ struct Problem {
   int64_t table_size;
   Distances distances;
   Dropout dropout;
+  bool causal;                // whether a query sees no key of a later position
   float scale;                // of a score
   float factor, factor_rest;  // scale / log(2), and the part of it that a float has no room for
   int64_t padded;     // width, in whole vectors
@@ -155,7 +158,7 @@ struct Problem {
   Problem(
       const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& pos_k, const MaybeTensor& pos_q,
       const MaybeTensor& pos_pos, const Tensor& slots, const Tensor& query_offsets, const Tensor& query_positions,
-      const Tensor& key_offsets, const Tensor& key_positions, const MaybeTensor& seed, double dropout_p)
+      const Tensor& key_offsets, const Tensor& key_positions, const MaybeTensor& seed, double dropout_p, bool causal)
       : heads(q.size(1)),
         width(q.size(2)),
         q_stride(q.stride(0)),
@@ -171,6 +174,7 @@ struct Problem {
         keys(key_offsets, key_positions),
         table_size(pos_k ? pos_k->size(0) : pos_q ? pos_q->size(0) : pos_pos ? pos_pos->size(0) : 0),
         distances(slots, table_size ? table_size : std::numeric_limits<int64_t>::max(), queries, keys),
+        causal(causal),
         padded(round_up(width, LANES)),
         query_row(round_up(width + 1, LANES)) {
     const int terms = 1 + (this->pos_k != nullptr) + (this->pos_q != nullptr) + (this->pos_pos != nullptr);
@@ -191,6 +195,9 @@ struct Problem {
   Vec weights(Vec scores) const { return exp2(scores * factor, factor_rest); }
 
   bool drops() const { return dropout.threshold > 0; }
+  bool sees(const Block& queries, const Block& keys) const {
+    return !causal || keys.position < queries.position + queries.size;
+  }
   int64_t c2p_depth() const { return (pos_k ? width : 0) + (pos_pos ? 1 : 0); }
   int64_t c2p_row() const { return pos_pos ? query_row : padded; }  // of the sums of its gradients
   int64_t stride() const { return heads * width; }  // of the tables, the output and the gradients
@@ -288,6 +295,18 @@ struct KeyBlock {
     for (int64_t r = keys.begin; r < keys.end; ++r) mask[problem.keys.positions[r] - keys.position] = 0;
   }
 
+  // How many positions the first of these queries sees, if no more than there are; each further one sees one more.
+  int64_t seen_by(const Block& queries) const {
+    return problem.causal ? queries.position - block.position + 1 : BLOCK;
+  }
+
+  // Writes a value wherever a query does not see a position.
+  void fill_unseen(const Block& queries, float value, float* scores) const {
+    const int64_t size = padded_size(), seen = seen_by(queries);
+    for (int64_t i = 0; i < queries.size && seen + i < size; ++i, scores += SCORE_ROW)
+      std::fill(scores + std::max<int64_t>(0, seen + i), scores + size, value);
+  }
+
   Reach reach_of(const Block& queries) const {
     const int64_t shift = queries.position - block.position;
     if (shift - (block.size - 1) >= problem.distances.high) return Reach::FAR_AFTER;
@@ -329,8 +348,14 @@ struct KeyBlock {
     return queries.position - block.position - problem.distances.bottom - (first + ROWS - 1);
   }
 
-  // Fills scores (queries, SCORE_ROW), before scaling and masking, from the queries' rows (BLOCK, query_row).
+  // Fills scores (queries, SCORE_ROW), before scaling and masking, from the queries' rows (BLOCK, query_row); minus
+  // infinity where a query does not see a position.
   void score(const Block& queries, const float* query_rows, float* scores) {
+    score_all(queries, query_rows, scores);
+    fill_unseen(queries, -std::numeric_limits<float>::infinity(), scores);
+  }
+
+  void score_all(const Block& queries, const float* query_rows, float* scores) {
     const int64_t num_queries = round_up(queries.size, ROWS), num_keys = padded_size(), row = problem.query_row;
     const Reach side = reach_of(queries);
     if (side != Reach::NEAR) {

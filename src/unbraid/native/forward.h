@@ -55,14 +55,16 @@ void forward_item(
   const int64_t key_begin = problem.keys.first[sequence], key_end = problem.keys.first[sequence + 1];
   for (int64_t b = key_begin; b < key_end; ++b) {
     const Block& block = problem.keys.blocks[b];
+    if (!problem.sees(problem.queries.blocks[last - 1], block)) break;
     keys.set(head, block);
     gather(problem.v + head * problem.width, problem.v_stride, problem.width, problem.keys, block, values, padded, 1);
     for (int64_t n = 0; n < num_queries; ++n) {
       const Block& queries = problem.queries.blocks[first + n];
-      const int64_t rows = round_up(queries.size, ROWS);
+      if (!problem.sees(queries, block)) continue;
+      const int64_t rows = round_up(queries.size, ROWS), seen = keys.seen_by(queries);
       float* sum_rows = sums + n * BLOCK * padded;
       keys.score(queries, query_rows + n * BLOCK * row, scores);
-      for (int64_t i = 0; i < queries.size; ++i) {
+      for (int64_t i = std::max<int64_t>(0, 1 - seen); i < queries.size; ++i) {
         const int64_t at = n * BLOCK + i;
         const float kept = softmax_row(
             problem, keys, sequence, queries.position + i, scores + i * SCORE_ROW, most[at], total[at]);
@@ -71,7 +73,8 @@ void forward_item(
             store(sum_rows + i * padded + c, load(sum_rows + i * padded + c) * kept);
       }
       for (int64_t i = queries.size; i < rows; ++i) std::fill_n(scores + i * SCORE_ROW, block.size, 0.0f);
-      product(rows, padded, block.size, scores, SCORE_ROW, 1, values, padded, sum_rows, padded, b > key_begin);
+      product_seen(
+          rows, padded, block.size, seen, scores, SCORE_ROW, 1, values, padded, sum_rows, padded, b > key_begin);
     }
   }
   for (int64_t n = 0; n < num_queries; ++n) {
@@ -80,7 +83,7 @@ void forward_item(
     for (int64_t i = 0; i < block.size; ++i)
       for (int64_t c = 0; c < padded; c += LANES) {
         float* at = sum_rows + i * padded + c;
-        store(at, key_begin < key_end ? load(at) / total[n * BLOCK + i] : Vec{});
+        store(at, total[n * BLOCK + i] == 0 ? Vec{} : load(at) / total[n * BLOCK + i]);  // 0: it sees no key
       }
     scatter(sum_rows, padded, problem.queries, block, out + head * problem.width, problem.stride(), problem.width);
     for (int64_t r = block.begin; r < block.end; ++r) {
@@ -107,7 +110,11 @@ void forward(const Problem<T>& problem, T* out, float* softmax) {
       for (int64_t h = 0; h < problem.heads; ++h) {
         const int64_t last = std::min(first + widest, problem.queries.first[b + 1]);
         items.push_back({b, h, first, last});
-        costs.push_back((double)(last - first) * problem.keys.count(b));
+        const Block* keys = problem.keys.blocks.data();
+        const auto seen = [&](const Block& block) { return problem.sees(problem.queries.blocks[last - 1], block); };
+        costs.push_back(
+            (double)(last - first) *
+            std::count_if(keys + problem.keys.first[b], keys + problem.keys.first[b + 1], seen));
         if (last - first == 1) costs.back() *= (double)problem.queries.blocks[first].size / BLOCK;
       }
   const int64_t size = KeyBlock<T>::scratch_size(problem.query_row) + SCORES + BLOCK * problem.padded +

@@ -19,14 +19,14 @@ void with_type(const Tensor& q, const Run& run) {
 std::tuple<Tensor, Tensor> attention_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& pos_k, const MaybeTensor& pos_q,
     const MaybeTensor& pos_pos, const Tensor& slots, const Tensor& query_offsets, const Tensor& query_positions,
-    const Tensor& key_offsets, const Tensor& key_positions, const MaybeTensor& seed, double dropout_p) {
+    const Tensor& key_offsets, const Tensor& key_positions, const MaybeTensor& seed, double dropout_p, bool causal) {
   Tensor out = at::empty(q.sizes(), q.options());
   Tensor softmax = at::empty({q.size(0), q.size(1), 2}, q.options().dtype(at::kFloat));
   with_type(q, [&](auto zero) {
     using T = decltype(zero);
     const Problem<T> problem(
         q, k, v, pos_k, pos_q, pos_pos, slots, query_offsets, query_positions, key_offsets, key_positions, seed,
-        dropout_p);
+        dropout_p, causal);
     forward(problem, out.mutable_data_ptr<T>(), softmax.mutable_data_ptr<float>());
   });
   return {out, softmax};
@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     const Tensor& out_grad, const Tensor& out, const Tensor& softmax, const Tensor& q, const Tensor& k, const Tensor& v,
     const MaybeTensor& pos_k, const MaybeTensor& pos_q, const MaybeTensor& pos_pos, const Tensor& slots,
     const Tensor& query_offsets, const Tensor& query_positions, const Tensor& key_offsets,
-    const Tensor& key_positions, const MaybeTensor& seed, double dropout_p) {
+    const Tensor& key_positions, const MaybeTensor& seed, double dropout_p, bool causal) {
   const auto like = [&](const MaybeTensor& tensor) {
     return tensor ? at::empty(tensor->sizes(), tensor->options()) : at::empty({0}, q.options());
   };
@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     using T = decltype(zero);
     const Problem<T> problem(
         q, k, v, pos_k, pos_q, pos_pos, slots, query_offsets, query_positions, key_offsets, key_positions, seed,
-        dropout_p);
+        dropout_p, causal);
     const Gradients<T> gradients{
         out.const_data_ptr<T>(),
         out_grad.const_data_ptr<T>(),

@@ -6,6 +6,7 @@
 
 #include <c10/util/BFloat16.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -209,6 +210,39 @@ inline void product(
     left -= take;
     n += take * LANES;
   }
+}
+
+// The same where row m of A sees its first `seen` + m entries only: the others are not read, nor what they would be
+// multiplied with, which need not be finite.
+inline void product_seen(
+    int64_t rows, int64_t columns, int64_t depth, int64_t seen, const float* a, int64_t a_row, int64_t a_step,
+    const float* b, int64_t b_step, float* c, int64_t c_row, bool add) {
+  if (seen >= depth) return product(rows, columns, depth, a, a_row, a_step, b, b_step, c, c_row, add);
+  for (int64_t m = 0; m < rows; m += ROWS) {
+    const int64_t by_all = std::clamp<int64_t>(seen + m, 0, depth);
+    const int64_t by_some = std::clamp<int64_t>(seen + m + ROWS - 1, 0, depth);
+    product(ROWS, columns, by_all, a + m * a_row, a_row, a_step, b, b_step, c + m * c_row, c_row, add);
+    for (int64_t k = by_all; k < by_some; ++k)
+      for (int64_t r = m + ROWS - 1; seen + r > k; --r) {
+        const Vec left = splat(a[r * a_row + k * a_step]);
+        for (int64_t n = 0; n < columns; n += LANES) {
+          float* to = c + r * c_row + n;
+          store(to, load(to) + left * load(b + k * b_step + n));
+        }
+      }
+  }
+}
+
+// The same with A transposed: entry k of a row sees the first `seen` + k rows.
+inline void product_seeing(
+    int64_t rows, int64_t columns, int64_t depth, int64_t seen, const float* a, int64_t a_row, int64_t a_step,
+    const float* b, int64_t b_step, float* c, int64_t c_row, bool add) {
+  if (seen >= rows) return product(rows, columns, depth, a, a_row, a_step, b, b_step, c, c_row, add);
+  // From the last row and entry to the first, each row sees its first ones.
+  const int64_t row = rows - 1, step = depth - 1;
+  product_seen(
+      rows, columns, depth, seen + step - row, a + row * a_row + step * a_step, -a_row, -a_step, b + step * b_step,
+      -b_step, c + row * c_row, -c_row, add);
 }
 
 }  // namespace unbraid
