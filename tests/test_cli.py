@@ -104,12 +104,67 @@ def test_pretrain_continues_and_starts_from_a_model(demo, text, tmp_path, capsys
     )
 
 
+TINY = [
+    *("--corpus.held-out", "0.2", "--corpus.sequence-length", "32", "--corpus.batch-tokens", "256"),
+    *("--training.steps", "3", "--model.hidden-size", "16", "--model.num-attention-heads", "2"),
+    *("--model.num-hidden-layers", "4", "--model.intermediate-size", "24"),
+]
+
+
+def test_pretrain_by_replaced_tokens_and_go_on(demo, text, tmp_path, capsys):
+    arguments = ["--objective", "rtd", "--corpus.path", text, "--tokenizer", demo / "tokenizer", *TINY]
+    run("pretrain", *arguments, "--output", tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {"generator_loss", "detection_loss", "precision", "recall"} <= rows[-1].keys()
+    assert rows[-1]["loss"] == pytest.approx(rows[-1]["generator_loss"] + 50 * rows[-1]["detection_loss"], rel=1e-5)
+    model = tmp_path / "run/model"
+    assert json.loads((model / "generator/config.json").read_text())["num_hidden_layers"] == 2
+    run("predict", model / "generator", "The [MASK] of the town.")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["masks"]
+    run("pretrain", *arguments, "--continue-from", model, "--output", tmp_path / "more")
+    more = [json.loads(line) for line in (tmp_path / "more/metrics.jsonl").read_text().splitlines()]
+    assert more[0]["step"] == 0
+    assert more[0]["generator_loss"] == pytest.approx(rows[-1]["generator_loss"], rel=1e-5)
+    assert more[0]["detection_loss"] == pytest.approx(rows[-1]["detection_loss"], rel=1e-5)
+    assert "starts fresh" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["causal", "joint"])
+def test_pretrain_by_next_tokens(objective, demo, text, tmp_path):
+    arguments = ["--objective", objective, "--corpus.path", text, "--tokenizer", demo / "tokenizer", *TINY]
+    run("pretrain", *arguments, "--output", tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert 1 < rows[-1]["perplexity"] < 1e5
+
+
+def test_a_tokenizer_too_large_for_the_model(demo, text, tmp_path, capsys):
+    run("pretrain", "--corpus.path", text, "--tokenizer", demo / "tokenizer", *TINY, "--output", tmp_path / "run")
+    run("tokenizer", "train", "--path", text, "--vocab-size", "300", "--kind", "bpe", "--output", tmp_path / "other")
+    from unbraid.text.tokenizer import Tokenizer
+
+    sizes = [len(Tokenizer.from_pretrained(folder)) for folder in (demo / "tokenizer", tmp_path / "other")]
+    small, large = (
+        (demo / "tokenizer", tmp_path / "other") if sizes[0] < sizes[1] else (tmp_path / "other", demo / "tokenizer")
+    )
+    run("pretrain", "--corpus.path", text, "--tokenizer", small, *TINY, "--output", tmp_path / "small")
+    where = ["--continue-from", tmp_path / "small/model", "--output", tmp_path / "more"]
+    error = fails(capsys, "pretrain", "--corpus.path", text, "--tokenizer", large, *TINY, *where)
+    assert "give the tokenizer that it was pretrained with" in error
+
+
 def test_pretrain_says_when_nothing_is_held_out(demo, tmp_path, capsys):
     (tmp_path / "one.txt").write_text("One document of several lines.\n" * 40, encoding="utf-8")
     small = ["--corpus.sequence-length", "32", "--corpus.batch-tokens", "256", "--training.steps", "1"]
-    where = ["--tokenizer", demo / "tokenizer", "--output", tmp_path / "run", "--continue-from", demo / "pretraining/model"]
+    where = [
+        "--tokenizer",
+        demo / "tokenizer",
+        "--output",
+        tmp_path / "run",
+        "--continue-from",
+        demo / "pretraining/model",
+    ]
     run("pretrain", "--corpus.path", tmp_path / "one.txt", *where, *small)
-    assert "none of the 1 documents fell into the held-out part" in capsys.readouterr().err
+    assert "no document fell into the held-out part" in capsys.readouterr().err
     assert (tmp_path / "run/model/model.safetensors").is_file()
 
 

@@ -12,12 +12,13 @@ import pytest
 from unbraid.cli import VERBS
 
 PACKAGE = Path(__file__).parents[1] / "src" / "unbraid"
-BELOW = {"errors", "files", "hub", "packing", "objective"}
+BELOW = {"errors", "files", "hub", "packing", "objective", "processes"}
 MAY_IMPORT = {
     **{room: set() for room in ("errors", "files")},
     "hub": {"errors"},
     "packing": {"errors"},
     "objective": set(),
+    "processes": set(),
     "native": set(),
     "attention": {"native", "packing"},
     "model": {"attention", "native", *BELOW},

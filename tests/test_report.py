@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from unbraid.report import Section, attention_map, curves, read_metrics, smooth, table, write_report
+from unbraid.report import Section, attention_map, comparison, curves, read_metrics, smooth, table, write_report
 
 
 def test_metrics_are_columns_with_nan_where_a_number_is_missing(tmp_path):
@@ -36,6 +36,22 @@ def test_plots_are_images():
     for image in images:
         encoded = re.fullmatch(r'<img src="data:image/png;base64,([^"]+)" alt="">', image)
         assert base64.b64decode(encoded[1]).startswith(b"\x89PNG")
+
+
+def test_a_comparison_shows_every_variant_however_many_or_few():
+    steps = np.arange(3)
+    for count in (1, 13):
+        names = [f"variant {i}" for i in range(count)]
+        lines = {name: (steps, np.ones((2, 3)) * i) for i, name in enumerate(names)}
+        dots = {name: (float(i), None if i % 2 else 0.5) for i, name in enumerate(names)}
+        some = {name: dot for name, dot in dots.items() if name != "variant 3"}
+        for panels in ({}, {"here": {"task": dots, "other": some}, "there": {"task": some}}):
+            picture = comparison(lines, "step", "loss", panels)
+            assert picture.startswith(b"\x89PNG")
+            width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+            assert width > 800
+            assert height > 500
+    assert len({comparison({"a": (steps, np.ones((1, 3)) * i)}, "step", "loss", {}) for i in (1, 2)}) == 2
 
 
 def test_text_is_escaped_and_the_page_is_whole(tmp_path):

@@ -23,6 +23,7 @@ VERBS = {
     "demo": "train a small DeBERTa on real text in a few minutes and write a report",
     "tokenizer": "train a tokenizer from text",
     "pretrain": "pretrain a model from text by masked language modelling",
+    "ablate": "pretrain the variants of the papers' tables alike, fine-tune them, compare them",
     "finetune": "fine-tune a model to classify or score texts and pairs of texts",
     "evaluate": "measure a model on labelled examples, or a masked language model on text",
     "predict": "classify texts, or fill their [MASK]s",

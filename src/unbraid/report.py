@@ -73,6 +73,55 @@ def curves(
     return _image(figure)
 
 
+def comparison(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    x: str,
+    y: str,
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float | None]]]],
+) -> bytes:
+    """Several variants in one picture: a curve of each, and beside it panels of dots, one row a variant.
+
+    The y axis is of the last nine tenths of the curves, or their steep beginning would hide how they differ.
+
+    Args:
+        lines: variant -> (S,) x values and (repetitions, S) y values; the mean is drawn, and the range shaded.
+        x: name of the x axis.
+        y: name of the y axis.
+        panels: title -> series -> variant -> its mean, and its spread for an error bar.
+
+    Returns:
+        A PNG.
+    """
+    figure = Figure((7 + 3 * len(panels), max(4.0, 1.8 + 0.36 * len(lines))), layout="constrained")
+    left, *rest = figure.subplots(1, 1 + len(panels), width_ratios=[1.6] + [1] * len(panels), squeeze=False)[0]
+    for index, (name, (at, values)) in enumerate(lines.items()):
+        colour, dashes = f"C{index % 10}", ("-", "--")[index // 10 % 2]
+        left.plot(at, values.mean(0), dashes, label=name, color=colour, marker="o", markersize=3, linewidth=1.3)
+        left.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+    late = np.concatenate([values[:, at >= at[-1] / 10].ravel() for at, values in lines.values()])
+    margin = 0.05 * np.ptp(late) or 1.0
+    left.set_ylim(late.min() - margin, late.max() + margin)
+    left.set_xlabel(x)
+    left.set_ylabel(y)
+    left.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize="small")
+    places = {name: -index for index, name in enumerate(lines)}
+    for axes, (title, series) in zip(rest, panels.items(), strict=True):
+        for number, (name, dots) in enumerate(series.items()):
+            shift = 0.16 * ((len(series) - 1) / 2 - number)
+            means, spreads = zip(*dots.values(), strict=True)
+            bars = None if set(spreads) == {None} else [np.nan if spread is None else spread for spread in spreads]
+            at = [places[variant] + shift for variant in dots]
+            axes.errorbar(means, at, xerr=bars, fmt="os^Dvp"[number % 6], markersize=4, capsize=2, label=name)
+        axes.axvline(0, color="#777", linestyle="--", linewidth=1)
+        axes.set_yticks(list(places.values()), list(places) if axes is rest[0] else [""] * len(places))
+        axes.set_ylim(0.6 - len(places), 0.6)
+        axes.set_title(title, fontsize="medium")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+    return _png(figure)
+
+
 def attention_map(weights: np.ndarray, tokens: Sequence[str]) -> str:
     """Attention weights (T, T), queries down, keys across, with their tokens; an HTML image.
 
@@ -100,6 +149,25 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose source is aligned too, the first column to the left.
+
+    >>> print(markdown_table(["", "loss"], [["a", "2.5"], ["long", "3"]]), end="")
+    |      | loss |
+    |------|-----:|
+    | a    |  2.5 |
+    | long |    3 |
+    """
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(cells))
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|" + "|".join("-" * (width + 1) + ("-:"[i > 0]) for i, width in enumerate(widths)) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)]) + "\n"
+
+
 def write_report(path: Path, title: str, introduction: str, sections: Sequence[Section]) -> None:
     """Writes the page, whole or not at all."""
     parts = [f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.text)}</p>\n{part.body}" for part in sections]
@@ -112,9 +180,12 @@ def write_report(path: Path, title: str, introduction: str, sections: Sequence[S
     replace_text(path, page)
 
 
-def _image(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{encoded}" alt="">'
+    return buffer.getvalue()
+
+
+def _image(figure: Figure) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(_png(figure)).decode()}" alt="">'

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unbraid.pretraining.config import CorpusConfig
+from unbraid.pretraining.corpus import prepare
+
 
 class ToyTokenizer:
     """Words cut into pieces of three characters; the id of a piece is its checksum."""
@@ -46,3 +49,29 @@ def make_tokenizer() -> type[ToyTokenizer]:
 @pytest.fixture
 def tokenizer() -> ToyTokenizer:
     return ToyTokenizer()
+
+
+class NumberTokenizer(ToyTokenizer):
+    """Texts are ids, written out."""
+
+    def encode_plain(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(text.split(), dtype=np.int32) for text in texts]
+
+    def __len__(self) -> int:
+        return 1 << 17
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        (Path(folder) / "numbers.txt").write_text("")
+
+
+@pytest.fixture
+def make_corpus(tmp_path):
+    """Makes the corpus of some lists of ids, in the folder of that name."""
+
+    def make(documents, name="corpus", **changes):
+        text = tmp_path / f"{name}.txt"
+        text.write_text("".join(" ".join(map(str, ids)) + "\n" for ids in documents))
+        config = CorpusConfig(**{"path": str(text), "document": "line", "held_out": 0.0, **changes})
+        return prepare(config, NumberTokenizer(), tmp_path / name, processes=1, shard_bytes=4000)
+
+    return make

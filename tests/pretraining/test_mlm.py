@@ -14,7 +14,6 @@ from unbraid.model.pretrained import DebertaForMaskedLM
 from unbraid.objective import Loss, Objective
 from unbraid.packing import Packing
 from unbraid.pretraining.config import MaskingConfig
-from unbraid.pretraining.corpus import Documents
 from unbraid.pretraining.masking import Masker, example_rng
 from unbraid.pretraining.mlm import MaskedBatches, MaskedLanguageModeling, evaluate_mlm, frequency_loss
 from unbraid.text.batch import Batch
@@ -42,11 +41,10 @@ class Bigram(nn.Module):
 
 
 @pytest.fixture
-def documents():
+def documents(make_corpus):
     """120 documents of 1 to 100 tokens."""
     rng = np.random.default_rng(0)
-    edges = np.concatenate([[0], rng.integers(1, 101, 120).cumsum()])
-    return Documents(rng.integers(5, 1005, edges[-1]).astype(np.uint16), edges[:-1], edges[1:])
+    return make_corpus([rng.integers(5, 1005, length).tolist() for length in rng.integers(1, 101, 120)]).train
 
 
 @pytest.fixture
@@ -71,11 +69,7 @@ def restore(ids, labels):
 def test_an_epoch_is_the_corpus(make_batches, documents):
     batches = make_batches()
     found = [restore(*sequence) for index in range(batches.per_epoch) for sequence in sequences_of(batches[index])]
-    expected = [
-        [1, *documents[number][at : at + 30].tolist(), 2]
-        for number in range(len(documents))
-        for at in range(0, len(documents[number]), 30)
-    ]
+    expected = [[1, *ids[at : at + 30].tolist(), 2] for ids in documents for at in range(0, len(ids), 30)]
     assert sorted(found) == sorted(expected)
 
 
@@ -119,19 +113,21 @@ def test_seeking_needs_no_history(make_batches):
         assert torch.equal(fresh.packing.offsets, used.packing.offsets)
 
 
-def test_the_masking_is_that_of_the_masker(documents, tokenizer):
-    only = Documents(documents.ids, documents.begins[:1], documents.ends[:1])
-    batches = MaskedBatches(only, tokenizer, MaskingConfig(), sequence_length=512, batch_tokens=512, seed=9)
+def test_the_masking_is_that_of_the_masker(make_corpus, tokenizer):
+    only = np.random.default_rng(0).integers(5, 1005, 90).tolist()
+    batches = MaskedBatches(
+        make_corpus([only]).train, tokenizer, MaskingConfig(), sequence_length=512, batch_tokens=512, seed=9
+    )
     assert batches.per_epoch == 1
-    ids = np.array([1, *documents[0].tolist(), 2])
+    ids = np.array([1, *only, 2])
     masked, labels = Masker(MaskingConfig(), tokenizer)(ids, example_rng(9, 5, 0))
     assert batches[5].input_ids.tolist() == masked.tolist()
     assert batches[5].labels.tolist() == labels.tolist()
 
 
-def test_no_documents(make_batches, documents):
+def test_no_documents(make_batches, make_corpus):
     with pytest.raises(InputError, match="give more text, or change held_out"):
-        make_batches(documents=Documents(documents.ids, documents.begins[:0], documents.ends[:0]))
+        make_batches(documents=make_corpus([[7]], name="one").held_out)
 
 
 def test_loss_by_hand():
@@ -313,8 +309,8 @@ class ByFrequency(nn.Module):
     def __init__(self, documents, vocabulary=1005):
         super().__init__()
         counts = [1.0] * vocabulary
-        for number in range(len(documents)):
-            for token in documents[number].tolist():
+        for ids in documents:
+            for token in ids.tolist():
                 counts[token] += 1
         self.scores = nn.Parameter(torch.tensor(counts).log())
 

@@ -8,11 +8,13 @@ import lzma
 import datasets
 import pyarrow
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from unbraid.errors import InputError
 from unbraid.pretraining.config import CorpusConfig
-from unbraid.pretraining.sources import find_sources
+from unbraid.pretraining.sources import cut, find_sources
 
 
 def documents(**config):
@@ -198,3 +200,91 @@ def test_fingerprint_follows_the_content(tmp_path):
     write(tmp_path / "a.txt", "one two")
     (changed,) = find_sources(config)
     assert first.fingerprint == again.fingerprint != changed.fingerprint
+
+
+def texts_of(pieces):
+    found = []
+    for piece in pieces:
+        assert 0 <= piece.done <= 1
+        if piece.opens:
+            found.append([])
+        found[-1].append(piece.text)
+    return found
+
+
+def in_parts(source, num_bytes):
+    """The documents of the parts of a source, each read by itself."""
+    parts = [part for lot in cut([source], num_bytes) for part in lot]
+    return [text for part in parts for text in texts_of(part)], len(parts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lines=st.lists(st.sampled_from(["", "", "a", "bb ", " \u3000", "λόγος", "c\r"]), min_size=1, max_size=30),
+    num_bytes=st.integers(1, 40),
+    document=st.sampled_from(["line", "empty_line"]),
+    end=st.sampled_from(["", "\n"]),
+)
+def test_parts_of_a_text_file_have_every_document_once(tmp_path_factory, lines, num_bytes, document, end):
+    path = write(tmp_path_factory.mktemp("text") / "a.txt", "first\n" + "\n".join(lines) + end)
+    (source,) = find_sources(CorpusConfig(path=path, document=document))
+    found, count = in_parts(source, num_bytes)
+    assert found == texts_of(source)
+    assert count == -(-source.size // num_bytes)
+
+
+def jsonl(texts):
+    return "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts).encode()
+
+
+@pytest.mark.parametrize("num_bytes", [1, 7, 100, 2999])
+def test_parts_of_records_have_every_document_once(tmp_path, monkeypatch, num_bytes):
+    texts = ["λ" * (number * 17 % 40 + 1) for number in range(100)]
+    write(tmp_path / "a.jsonl", jsonl(texts))
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=9)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": texts}))
+    for path in (str(tmp_path / "a.jsonl"), str(tmp_path / "a.parquet"), "hub"):
+        (source,) = find_sources(CorpusConfig(path=path))
+        found, count = in_parts(source, num_bytes)
+        assert found == [[text] for text in texts]
+        assert count == min(
+            {"jsonl": source.size, "parquet": 12, "hub": 100}[path.split(".")[-1]], -(-source.size // num_bytes)
+        )
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_files_are_one_part(tmp_path, suffix):
+    path = write(tmp_path / f"a.txt{suffix}", COMPRESS[suffix](b"one\n\ntwo\n\n" * 1000))
+    (source,) = find_sources(CorpusConfig(path=path))
+    assert in_parts(source, 10) == ([["one"], ["two"]] * 1000, 1)
+
+
+def test_small_files_are_gathered(tmp_path):
+    for number, size in enumerate([10, 20, 30, 50, 250, 5, 90]):
+        write(tmp_path / f"{number}.txt", "x" * size)
+    lots = cut(find_sources(CorpusConfig(path=str(tmp_path))), 100)
+    assert [[round(part.size) for part in lot] for lot in lots] == [[10, 20, 30], [50], [83], [83], [84, 5], [90]]
+
+
+def test_faults_in_a_part_are_told_where_they_stand(tmp_path):
+    lines = [b'{"text": "fine"}'] * 100
+    for fault, message in [
+        (b"{", "line 61 is not JSON"),
+        (b"[]", "line 61 is not a JSON"),
+        (b"\xff", "line 61 is not UTF-8"),
+    ]:
+        path = write(tmp_path / "a.jsonl", b"\n".join([*lines[:60], fault, *lines[61:]]))
+        (source,) = find_sources(CorpusConfig(path=path))
+        with pytest.raises(InputError, match=message):
+            in_parts(source, 100)
+    parquet.write_table(pyarrow.table({"text": ["x"] * 60 + [None] * 40}), tmp_path / "a.parquet", row_group_size=7)
+    (source,) = find_sources(CorpusConfig(path=str(tmp_path / "a.parquet")))
+    with pytest.raises(InputError, match=r"a\.parquet row 61: 'text' is NoneType"):
+        in_parts(source, source.size // 10)
+
+
+def test_an_endless_document_is_read_by_one_part_alone(tmp_path):
+    path = write(tmp_path / "a.txt", "line\n" * 100)
+    (source,) = find_sources(CorpusConfig(path=path))
+    pieces = [len(list(part)) for lot in cut([source], 50) for part in lot]
+    assert pieces == [100] + [0] * 9

@@ -99,4 +99,4 @@ def _text(config: Config) -> dict[str, float]:
             batch_tokens=batch_tokens,
             seed=EVALUATION_SEED,
         )
-        return evaluate_mlm(MaskedLanguageModeling(model), batches)
+        return evaluate_mlm(MaskedLanguageModeling(model, config.masking.hide_kept_tokens), batches)

@@ -50,6 +50,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
 
     from unbraid.files import replace_text
     from unbraid.model.pretrained import DebertaForSequenceClassification
+    from unbraid.processes import is_first
     from unbraid.tasks.classification import SequenceClassification, TaskBatches, encode_examples, evaluate
     from unbraid.tasks.examples import read_splits
     from unbraid.text.tokenizer import Tokenizer
@@ -89,6 +90,8 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     scores = {
         name: evaluate(best, data, batch_size=task.batch_size) for name, data in encoded.items() if name != "train"
     }
+    if not is_first():
+        return scores
     replace_text(output / "results.json", json.dumps({"best_step": result.best_step, **scores}, indent=1))
     for name, metrics in scores.items():
         print(f"{output / 'best'} on {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))

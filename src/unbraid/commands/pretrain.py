@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,8 @@ from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
 from unbraid.training.config import TrainingConfig
 
 if TYPE_CHECKING:
+    from unbraid.pretraining.corpus import Documents
+    from unbraid.pretraining.evaluation import Batches
     from unbraid.pretraining.mlm import MaskedLanguageModeling
     from unbraid.pretraining.rtd import ReplacedTokenDetection
     from unbraid.text.tokenizer import Tokenizer
@@ -67,10 +70,11 @@ def run(config: Config) -> Result:
     """Pretrains, and writes the model with its tokenizer."""
     import torch
 
-    from unbraid.files import write_atomically
     from unbraid.pretraining.corpus import prepare
-    from unbraid.pretraining.mlm import MaskedBatches, evaluate_mlm
-    from unbraid.pretraining.rtd import ReplacedTokenDetection, evaluate_rtd
+    from unbraid.pretraining.mlm import evaluate_mlm
+    from unbraid.pretraining.rtd import GENERATOR_FOLDER, ReplacedTokenDetection, evaluate_rtd
+    from unbraid.pretraining.streams import training_stream
+    from unbraid.processes import is_first
     from unbraid.text.tokenizer import Tokenizer
     from unbraid.training.loop import train
 
@@ -80,16 +84,19 @@ def run(config: Config) -> Result:
     torch.manual_seed(config.training.seed)
     objective = make_objective(config, tokenizer)
 
-    lengths = {"sequence_length": config.corpus.sequence_length, "batch_tokens": config.corpus.batch_tokens}
-    batches = MaskedBatches(corpus.train, tokenizer, config.masking, **lengths, seed=config.corpus.seed)
+    def run_length(per_epoch: int) -> int:
+        return config.training.num_steps(per_epoch) * config.training.micro_batches
+
+    batches = training_stream(corpus, config.corpus, functools.partial(make_batches, config, tokenizer), run_length)
     held_out = None
     if len(corpus.held_out):
-        held_out = MaskedBatches(corpus.held_out, tokenizer, config.masking, **lengths, seed=EVALUATION_SEED)
+        held_out = make_batches(
+            config, tokenizer, corpus.held_out, config.corpus.sequence_length, EVALUATION_SEED, True
+        )
     elif config.corpus.held_out:
-        print(
-            f"none of the {len(corpus.train):,} documents fell into the held-out part, so nothing is evaluated; "
-            "--corpus.document line makes each line a document.",
-            file=sys.stderr,
+        _say(
+            "no document fell into the held-out part, so nothing is evaluated; "
+            "--corpus.document line makes each line of a text file a document."
         )
 
     def evaluate() -> dict[str, float]:
@@ -102,6 +109,8 @@ def run(config: Config) -> Result:
     def save(folder: Path) -> None:
         objective.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if isinstance(objective, ReplacedTokenDetection):
+            tokenizer.save_pretrained(folder / GENERATOR_FOLDER)
 
     described = dataclasses.asdict(config)
     result = train(
@@ -111,14 +120,38 @@ def run(config: Config) -> Result:
         output,
         recipe={key: value for key, value in described.items() if key not in ("output", "cache", "training")},
         evaluate=evaluate if held_out else None,
+        evaluate_first=config.continue_from is not None,
         best=("loss", "min") if held_out else None,
         save_best=save,
+        save_last=save,
     )
-    if result.finished:
-        write_atomically(output / "model", save)
+    if result.finished and is_first():
         scores = ", ".join(f"{name} {value:.4g}" for name, value in result.evaluation.items())
         print(f"{output / 'model'}: {result.steps:,} steps in {result.elapsed_s / 60:.1f} minutes; held out: {scores}")
     return result
+
+
+def make_batches(
+    config: Config,
+    tokenizer: Tokenizer,
+    documents: Documents,
+    sequence_length: int,
+    seed: int,
+    held_out: bool = False,
+) -> Batches:
+    """Micro-batches of some documents, for the objective; held-out text of a joint run is for the next token alone."""
+    from unbraid.pretraining.causal import CausalBatches, JointBatches
+    from unbraid.pretraining.mlm import MaskedBatches
+
+    batch_tokens = config.corpus.batch_tokens
+    masked = MaskedBatches(
+        documents, tokenizer, config.masking, sequence_length=sequence_length, batch_tokens=batch_tokens, seed=seed
+    )
+    if config.objective == "causal" or (config.objective == "joint" and held_out):
+        return CausalBatches(masked)
+    if config.objective == "joint":
+        return JointBatches(masked, CausalBatches(masked))
+    return masked
 
 
 def make_objective(config: Config, tokenizer: Tokenizer) -> MaskedLanguageModeling | ReplacedTokenDetection:
@@ -150,7 +183,7 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> MaskedLanguageModeli
         models = [model]
         objective = MaskedLanguageModeling(model, config.masking.hide_kept_tokens)
     for note in notes:
-        print(note, file=sys.stderr)
+        _say(note)
     for model in models:
         if model.config.vocab_size < len(tokenizer):
             raise InputError(
@@ -160,3 +193,11 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> MaskedLanguageModeli
         model.deberta.encoder.gradient_checkpointing = config.gradient_checkpointing
         model.deberta.encoder.backend = config.backend
     return objective
+
+
+def _say(sentence: str) -> None:
+    """Prints a remark, in the first process alone."""
+    from unbraid.processes import is_first
+
+    if is_first():
+        print(sentence, file=sys.stderr)

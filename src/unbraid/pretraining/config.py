@@ -26,8 +26,16 @@ class CorpusConfig:
     """Share of the documents kept for evaluation, chosen by a hash of their text, whatever the seed."""
     sequence_length: Annotated[int, Field(ge=3)] = 512
     """Most tokens in a row, [CLS] and [SEP] included; a longer document becomes several rows."""
+    rows: Literal["document", "stream"] = "document"
+    """A row never leaves its document; or, as the original, documents end to end are cut into full rows."""
+    first_length: Annotated[int, Field(ge=3)] | None = None
+    """sequence_length in the first part of the run, if it shall begin with shorter rows."""
+    first_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """How long that part is, as a share of the run's micro-batches."""
     batch_tokens: Annotated[int, Field(ge=3)] = 8192
-    """Tokens in a micro-batch, on average; it may have up to a row more or less."""
+    """Tokens in a micro-batch, on average; it may have up to two rows more or less, mostly up to one."""
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Each path is a language, drawn with probability ~ (its tokens) ** temperature; None: all are one corpus."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the order of the rows and what is masked."""
 
@@ -37,6 +45,20 @@ class CorpusConfig:
             raise ValueError(
                 f"batch_tokens ({self.batch_tokens}) must be at least sequence_length ({self.sequence_length})."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _first_rows_are_shorter(self) -> CorpusConfig:
+        if self.first_length is not None and self.first_length >= self.sequence_length:
+            raise ValueError(
+                f"first_length ({self.first_length}) must be less than sequence_length ({self.sequence_length})."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _languages_are_several(self) -> CorpusConfig:
+        if self.temperature is not None and len(self.paths) < 2:
+            raise ValueError("temperature is for several languages; give a path for each, or leave temperature out.")
         return self
 
     @property

@@ -1,15 +1,23 @@
-"""Corpus: text tokenised once into memory-mapped files, documents kept apart."""
+"""Corpus: text tokenised once, in parallel, and the documents to train on and to hold out."""
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
+import multiprocessing
+import os
+import signal
 import tempfile
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
@@ -17,193 +25,297 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from unbraid.errors import InputError
-from unbraid.files import write_atomically
 from unbraid.pretraining.config import CorpusConfig
-from unbraid.pretraining.sources import Piece, Source, find_sources
+from unbraid.pretraining.shards import Shard, write_shard
+from unbraid.pretraining.sources import Part, cut, find_languages
 
 if TYPE_CHECKING:
     from unbraid.text.tokenizer import Tokenizer
 
-_FORMAT = 1
-_BATCH_CHARACTERS = 1 << 19  # enough to keep the tokenizer's threads busy, little enough to stay small in memory
+SHARD_BYTES = 1 << 26
+"""Text of a shard: half a minute of work, that a kill can cost."""
+
+_FORMAT = 2
+_CHUNK = 1 << 13  # documents that are looked at together
+_Job = Callable[[Callable[[float], object]], None]  # work that reports the share done
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """Some documents of a corpus.
+    """The documents of some shards that are to be trained on, or those that are held out.
+
+    Nothing is kept in memory for a document: what is asked for is read from the shards.
 
     Attributes:
-        ids: (tokens of the corpus,) uint16 or uint32, memory-mapped; all documents end to end, no special tokens.
-        begins: (D,) int64; document d is ``ids[begins[d]:ends[d]]``.
-        ends: (D,) int64.
+        shards: where they lie.
+        folder: for what is derived from them.
+        share: of the documents that are held out.
+        held_out: whether these are the ones.
+        joined: whether rows run from one document into the next.
     """
 
-    ids: np.ndarray
-    begins: np.ndarray
-    ends: np.ndarray
+    shards: tuple[Shard, ...]
+    folder: Path
+    share: float
+    held_out: bool
+    joined: bool = False
 
     def __len__(self) -> int:
         """The number of documents."""
-        return len(self.begins)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """The ids of one document."""
-        return self.ids[self.begins[index] : self.ends[index]]
+        return self._totals[0]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of these documents, without special ones."""
-        return int((self.ends - self.begins).sum())
+        return self._totals[1]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The ids of each document."""
+        for begins, lengths in self.spans():
+            for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
+                yield self.ids(begin, length)
+
+    def spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Where the documents begin among all tokens of the shards, and their lengths, (n,) int64 each, in lots."""
+        for shard, begin in zip(self.shards, self._begins, strict=True):
+            for first in range(0, shard.num_documents, _CHUNK):
+                offsets = shard.offsets[first : first + _CHUNK + 1]
+                chosen = self._chosen(shard.hashes[first : first + _CHUNK])
+                yield begin + offsets[:-1][chosen], np.diff(offsets)[chosen]
+
+    def ids(self, begin: int, length: int) -> np.ndarray:
+        """The ids from a place among all tokens on, within a document: (length,) uint16 or uint32."""
+        number = bisect.bisect_right(self._begins, begin) - 1
+        place = begin - self._begins[number]
+        return self.shards[number].ids[place : place + length]
+
+    def joined_ids(self, begin: int, length: int) -> np.ndarray:
+        """The ids from a place within one of the documents on, and on into the next of them."""
+        found: list[np.ndarray] = []
+        number = bisect.bisect_right(self._begins, begin) - 1
+        place = begin - self._begins[number]
+        while length:
+            shard = self.shards[number]
+            document = int(np.searchsorted(shard.offsets, np.int64(place), side="right")) - 1
+            while length and document < shard.num_documents:
+                end = int(shard.offsets[document + 1])
+                if self._chosen(shard.hashes[document : document + 1])[0]:
+                    found.append(shard.ids[place : min(end, place + length)])
+                    length -= len(found[-1])
+                place, document = end, document + 1
+            number, place = number + 1, 0
+        return np.concatenate(found)
+
+    def _chosen(self, hashes: np.ndarray) -> np.ndarray:
+        return (hashes < self.share * 2.0**64) == self.held_out
+
+    @functools.cached_property
+    def _begins(self) -> list[int]:
+        """The tokens before each shard."""
+        return list(itertools.accumulate([shard.num_tokens for shard in self.shards[:-1]], initial=0))
+
+    @functools.cached_property
+    def _totals(self) -> tuple[int, int]:
+        """The documents and their tokens."""
+        counts = [(len(lengths), int(lengths.sum())) for _, lengths in self.spans()]
+        return sum(documents for documents, _ in counts), sum(tokens for _, tokens in counts)
 
 
 class Corpus:
     """A tokenised corpus on disk; see :func:`prepare`.
 
-    Its folder holds ``ids.bin`` (uint16 or uint32), ``offsets.bin`` (D + 1 uint64, where each document begins),
-    ``hashes.bin`` (D uint64, a hash of each document's text) and ``corpus.json``, which describes them.
-
     Attributes:
-        description: counts and origin, as in ``corpus.json``.
-        ids: (tokens,) memory-mapped, as are the other two.
-        offsets: (D + 1,) uint64.
-        hashes: (D,) uint64.
+        train: the documents to train on.
+        languages: the same, each language by itself; one where the configuration does not tell them apart.
+        held_out: the documents kept for evaluation, of all languages. Chosen by a hash of their text: the same whatever
+            the seed and the tokenizer, no matter what is added to the corpus, and copies of a document are all on one
+            side.
     """
 
-    def __init__(self, folder: str | Path, held_out: float = 0.0) -> None:
-        """Opens a prepared corpus.
+    def __init__(self, languages: Sequence[Sequence[Shard]], folder: Path, config: CorpusConfig) -> None:
+        """Divides the documents of the shards.
 
         Args:
-            folder: as :func:`prepare` made it.
-            held_out: share of the documents that ``held_out`` gets, and ``train`` does not.
-
-        Raises:
-            InputError: the folder is not a complete corpus.
+            languages: the shards of each language.
+            folder: for what is derived from them.
+            config: ``held_out`` and ``rows``.
         """
-        folder = Path(folder)
-        try:
-            self.description = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-            self.ids = _map(folder / "ids.bin", self.description["dtype"], self.description["tokens"])
-            self.offsets = _map(folder / "offsets.bin", "uint64", self.description["documents"] + 1)
-            self.hashes = _map(folder / "hashes.bin", "uint64", self.description["documents"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder} is not a complete tokenised corpus ({error}); delete it.") from error
-        self._held_out = self.hashes < held_out * 2.0**64
 
-    @cached_property
-    def train(self) -> Documents:
-        """The documents to train on."""
-        return self._documents(~self._held_out)
+        def documents(shards: Sequence[Shard], held_out: bool) -> Documents:
+            return Documents(tuple(shards), folder, config.held_out, held_out, config.rows == "stream")
 
-    @cached_property
-    def held_out(self) -> Documents:
-        """The documents kept for evaluation.
-
-        Chosen by a hash of their text: the same whatever the seed and the tokenizer, no matter what is added to the
-        corpus, and copies of a document are all on one side.
-        """
-        return self._documents(self._held_out)
-
-    def _documents(self, chosen: np.ndarray) -> Documents:
-        offsets = self.offsets.astype(np.int64)
-        return Documents(self.ids, offsets[:-1][chosen], offsets[1:][chosen])
+        everything = [shard for shards in languages for shard in shards]
+        self.train = documents(everything, False)
+        self.held_out = documents(everything, True)
+        self.languages = tuple(documents(shards, False) for shards in languages)
 
 
-def prepare(config: CorpusConfig, tokenizer: Tokenizer, cache_folder: str | Path) -> Corpus:
+def prepare(
+    config: CorpusConfig,
+    tokenizer: Tokenizer,
+    cache_folder: str | Path,
+    *,
+    processes: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Corpus:
     """Tokenises the text, or finds it already tokenised.
 
-    Memory does not grow with the text: only a batch of lines or records is held at a time. The result is a folder of
-    ``cache_folder`` named by what it was made from (the files' names, sizes and times of change, the tokenizer), so
-    that any change makes a new one. It appears under that name only when complete; of several processes one writes
-    and the others wait for it.
+    Memory does not grow with the text. It is cut into shards, each made by a process of its own as soon as one of
+    ``processes`` is free; a single shard is made by this process. A shard is a folder of ``cache_folder`` named by what
+    it was made from (the files' names, sizes and times of change, the tokenizer), so that any change makes a new one,
+    and what has not changed is not done again. It appears under that name only when complete: the same call after a
+    kill makes those that are missing. Of several processes that call this one works and the others wait for it.
+
+    A script that calls this for more than a shard of text needs the usual ``if __name__ == "__main__"``.
 
     Args:
         config: what to read; only ``path``, ``column``, ``split``, ``subset`` and ``document`` ask for new tokens.
         tokenizer: from text to ids.
         cache_folder: made if need be.
+        processes: to work at the same time; by default one for each core. They do not touch the result.
+        shard_bytes: of text in a shard, about. It does not touch the documents and their order.
 
     Raises:
-        InputError: text that cannot be read (see :mod:`unbraid.pretraining.sources`), or a cache that cannot be
-            written; nothing is left behind.
+        InputError: text that cannot be read (see :mod:`unbraid.pretraining.sources`), a cache that cannot be written,
+            or a process that was killed; the shards that are complete stay.
     """
-    sources = find_sources(config)
+    cache = Path(cache_folder)
     origin = {
         "format": _FORMAT,
         "tokenizer": _tokenizer_fingerprint(tokenizer),
-        "sources": [source.fingerprint for source in sources],
         "column": config.column,
         "document": config.document,
     }
-    cache = Path(cache_folder)
-    folder = cache / hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                write_atomically(folder, lambda partial: _write(partial, sources, tokenizer, origin))
-    except OSError as error:
-        raise InputError(
-            f"cannot write the tokenised corpus to {cache} ({error}); make room there or choose another folder."
-        ) from error
-    return Corpus(folder, config.held_out)
-
-
-def _write(folder: Path, sources: list[Source], tokenizer: Tokenizer, origin: dict[str, object]) -> None:
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    tokens = documents = document_begin = 0
-    digest = hashlib.blake2b(digest_size=8)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with (
-        (folder / "ids.bin").open("wb") as ids_file,
-        (folder / "offsets.bin").open("wb") as offsets_file,
-        (folder / "hashes.bin").open("wb") as hashes_file,
-        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
-    ):
-        bar = progress.add_task("Tokenising", total=1.0)
-
-        def close_document() -> None:
-            nonlocal documents, document_begin, digest
-            if tokens > document_begin:
-                offsets_file.write(tokens.to_bytes(8, "little"))
-                hashes_file.write(digest.digest())
-                documents += 1
-            document_begin = tokens
-            digest = hashlib.blake2b(digest_size=8)
-
-        offsets_file.write(bytes(8))
-        for batch in _batches(_read(sources)):
-            progress.update(bar, completed=batch[-1].done)
-            for piece, ids in zip(batch, tokenizer.encode_plain([piece.text for piece in batch]), strict=True):
-                if piece.opens:
-                    close_document()
-                ids_file.write(ids.astype(dtype).tobytes())
-                tokens += len(ids)
-                digest.update(piece.text.encode())
-        close_document()
-    if not documents:
+    languages = [
+        [(_folder(cache, origin, parts), parts) for parts in cut(sources, shard_bytes)]
+        for sources in find_languages(config)
+    ]
+    shards = dict(itertools.chain.from_iterable(languages))
+    if not all(folder.exists() for folder in shards):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(cache / ".lock"):
+                missing = {folder: parts for folder, parts in shards.items() if not folder.exists()}
+                _write_shards(missing, tokenizer, origin, processes)
+        except OSError as error:
+            raise InputError(
+                f"cannot write the tokenised corpus to {cache} ({error}); make room there or choose another folder."
+            ) from error
+    corpus = Corpus([[Shard.open(folder) for folder, _ in language] for language in languages], cache, config)
+    if not any(shard.num_documents for shard in corpus.train.shards):
         raise InputError("the text gives no tokens; check the tokenizer and the files.")
-    description = {"documents": documents, "tokens": tokens, "dtype": np.dtype(dtype).name, **origin}
-    (folder / "corpus.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+    return corpus
 
 
-def _read(sources: list[Source]) -> Iterator[Piece]:
-    """The pieces of all sources; ``done`` is the share of them all."""
-    total, before = sum(source.size for source in sources), 0
-    for source in sources:
-        for piece in source:
-            yield piece._replace(done=(before + piece.done * source.size) / total)
-        before += source.size
+def _folder(cache: Path, origin: dict[str, Any], parts: Sequence[Part]) -> Path:
+    made_from = origin | {"parts": _fingerprints(parts)}
+    return cache / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch, characters = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _fingerprints(parts: Sequence[Part]) -> list[str]:
+    return [part.fingerprint for part in parts]
+
+
+def _write_shards(
+    shards: Mapping[Path, Sequence[Part]], tokenizer: Tokenizer, origin: dict[str, Any], processes: int | None
+) -> None:
+    sizes = {folder: sum(part.size for part in parts) for folder, parts in shards.items()}
+    done = dict.fromkeys(shards, 0.0)
+    jobs = {
+        folder: functools.partial(write_shard, folder, parts, tokenizer, origin | {"parts": _fingerprints(parts)})
+        for folder, parts in shards.items()
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("Tokenising", total=sum(sizes.values()))
+
+        def report(folder: Path, share: float) -> None:
+            progress.update(bar, advance=(share - done[folder]) * sizes[folder])
+            done[folder] = share
+
+        cores = _cores()
+        count = min(processes or len(cores), len(shards))
+        if count > 1:
+            _in_processes(jobs, [cores[slot::count] or cores for slot in range(count)], report)
+        else:
+            for folder, job in jobs.items():
+                job(functools.partial(report, folder))
+
+
+def _cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _in_processes(jobs: Mapping[Path, _Job], slots: list[list[int]], report: Callable[[Path, float], None]) -> None:
+    """Makes each shard in a process of its own, so that what one leaves in memory is gone with it.
+
+    Args:
+        jobs: makes each shard.
+        slots: the cores of each process at work.
+        report: called with a shard and the share of it that is done.
+    """
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
+    waiting, running = iter(jobs.items()), {}
+
+    def start(cores: list[int]) -> None:
+        for folder, job in itertools.islice(waiting, 1):
+            receiver, sender = spawn.Pipe(duplex=False)
+            process = spawn.Process(target=_work, args=(sender, cores, job), daemon=True)
+            process.start()
+            sender.close()
+            running[receiver] = process, folder, cores
+
+    try:
+        for cores in slots:
+            start(cores)
+        while running:
+            for receiver in wait(list(running)):
+                process, folder, cores = running[receiver]
+                message = _receive(receiver)
+                if isinstance(message, Exception):
+                    raise message
+                report(folder, 1.0 if message is None else message)
+                if message is None:
+                    del running[receiver]
+                    _end(process, receiver)
+                    start(cores)
+    finally:
+        for receiver, (process, _, _) in running.items():
+            process.kill()  # nothing half-made is taken for whole
+            _end(process, receiver)
+
+
+def _receive(receiver: Any) -> float | Exception | None:
+    """The share done; at the end None, or what went wrong."""
+    try:
+        return receiver.recv()
+    except EOFError:
+        return InputError(
+            "a process that tokenised was killed, perhaps because memory ran out; the same command continues."
+        )
+
+
+def _end(process: Any, receiver: Any) -> None:
+    receiver.close()
+    process.join()
+    process.close()
+
+
+def _work(sender: Connection, cores: list[int], job: _Job) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers it
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)  # else the tokenizer has as many threads in every process as there are cores
+    with contextlib.suppress(BrokenPipeError):  # the parent was killed
+        try:
+            job(sender.send)
+        except Exception as error:  # to be raised by the parent
+            error.add_note(traceback.format_exc())
+            sender.send(error)
+        else:
+            sender.send(None)
 
 
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -216,10 +328,3 @@ def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
                 digest.update(file.name.encode())
                 digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _map(file: Path, dtype: str, length: int) -> np.ndarray:
-    mapped = np.memmap(file, dtype=np.dtype(dtype).newbyteorder("<"), mode="r")
-    if len(mapped) != length:
-        raise ValueError(f"{file.name} has {len(mapped)} entries instead of {length}")
-    return np.asarray(mapped)

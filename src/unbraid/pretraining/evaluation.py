@@ -11,6 +11,7 @@ import torch
 
 from unbraid.errors import InputError
 from unbraid.objective import Objective
+from unbraid.processes import add_up, deal
 
 
 class Batches(Protocol):
@@ -32,13 +33,16 @@ def phase_means(
 ) -> list[dict[str, float]]:
     """Runs the phases of an objective over the first epoch of some batches.
 
+    Whatever is drawn depends on the batch alone, not on torch's generator or on who evaluates it.
+
     Args:
         phases: each reads what the one before handed on; put in evaluation mode meanwhile.
         batches: with a fixed seed.
         max_batches: stop after so many; default: all of the epoch.
 
     Returns:
-        For each phase the mean ``loss`` and the mean of every part, over the phase's items.
+        For each phase the mean ``loss`` and the mean of every part, over the phase's items in all processes, which
+        share the work.
 
     Raises:
         InputError: ``max_batches`` is below 1, or there is nothing to predict.
@@ -51,19 +55,22 @@ def phase_means(
     for phase in phases:
         phase.eval()
     try:
-        for index in range(min(batches.per_epoch, max_batches or batches.per_epoch)):
-            batch = batches[index].to(device)
-            for phase, total in zip(phases, sums, strict=True):
-                loss = phase(batch)
-                total.update({name: value.item() for name, value in {**loss.parts, "loss": loss.total}.items()})
-                total["items"] += loss.count
-                batch = loss.handed
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for index, counts in deal(min(batches.per_epoch, max_batches or batches.per_epoch)):
+                batch = batches[index].to(device)
+                torch.manual_seed(index)
+                for phase, total in zip(phases, sums, strict=True):
+                    loss = phase(batch)
+                    found = {**loss.parts, "loss": loss.total, "items": loss.count}
+                    total.update({name: float(value) * counts for name, value in found.items()})
+                    batch = loss.handed
     finally:
         for phase, mode in zip(phases, training, strict=True):
             phase.train(mode)
-    if not all(total["items"] for total in sums):
+    totals = [add_up(total, device) for total in sums]
+    if not all(total["items"] for total in totals):
         raise InputError("the batches hold no token to predict; check that the tokenizer covers their text.")
-    return [{name: value / total["items"] for name, value in total.items()} for total in sums]
+    return [{name: value / total["items"] for name, value in total.items()} for total in totals]
 
 
 def perplexity(loss: float) -> float:

@@ -14,7 +14,7 @@ from unbraid.objective import IGNORED, Loss, Objective
 from unbraid.packing import Packing
 from unbraid.pretraining.config import MaskingConfig
 from unbraid.pretraining.corpus import Documents
-from unbraid.pretraining.evaluation import perplexity, phase_means
+from unbraid.pretraining.evaluation import Batches, perplexity, phase_means
 from unbraid.pretraining.masking import Masker, example_rng
 from unbraid.pretraining.rows import Order, Rows
 from unbraid.text.batch import Batch
@@ -122,7 +122,7 @@ class MaskedLanguageModeling(Objective):
 
 
 def evaluate_mlm(
-    objective: MaskedLanguageModeling, batches: MaskedBatches, max_batches: int | None = None
+    objective: MaskedLanguageModeling, batches: Batches, max_batches: int | None = None
 ) -> dict[str, float]:
     """Measures the model on the first epoch of some batches, always the same tokens hidden.
 
@@ -132,7 +132,8 @@ def evaluate_mlm(
         max_batches: stop after so many; default: all of the epoch.
 
     Returns:
-        ``loss`` (nats per predicted token), ``accuracy`` (0 to 1) and ``perplexity`` (the exponential of the loss).
+        ``loss`` (nats per predicted token), ``accuracy`` (0 to 1) and ``perplexity`` (the exponential of the loss): of
+        causal batches, which predict every token but the first of a row, the perplexity per token.
 
     Raises:
         InputError: ``max_batches`` is below 1, or all tokens are special ones such as [UNK].
@@ -141,9 +142,7 @@ def evaluate_mlm(
     return {"loss": means["loss"], "accuracy": means["correct"], "perplexity": perplexity(means["loss"])}
 
 
-def frequency_loss(
-    documents: Documents, batches: MaskedBatches, vocab_size: int, max_batches: int | None = None
-) -> float:
+def frequency_loss(documents: Documents, batches: Batches, vocab_size: int, max_batches: int | None = None) -> float:
     """The loss of guessing every token by its frequency alone, whatever the text around it.
 
     Args:
@@ -156,8 +155,8 @@ def frequency_loss(
         Nats per predicted token.
     """
     counts = np.ones(vocab_size)
-    for index in range(len(documents)):
-        counts += np.bincount(documents[index], minlength=vocab_size)
+    for ids in documents:
+        counts += np.bincount(ids, minlength=vocab_size)
     surprise = torch.from_numpy(-np.log(counts / counts.sum()))  # (V,)
     count = min(batches.per_epoch, max_batches or batches.per_epoch)
     labels = [labels for index in range(count) if (labels := batches[index].labels) is not None]

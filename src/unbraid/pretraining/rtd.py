@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from unbraid.model.pretrained import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from unbraid.objective import IGNORED, Loss, Objective
 from unbraid.pretraining.config import MaskingConfig, RtdConfig
-from unbraid.pretraining.evaluation import phase_means
-from unbraid.pretraining.mlm import MaskedBatches, MaskedLanguageModeling
+from unbraid.pretraining.evaluation import Batches, phase_means
+from unbraid.pretraining.mlm import MaskedLanguageModeling
 from unbraid.pretraining.sharing import share_embeddings
 from unbraid.text.batch import Batch
 
@@ -180,13 +180,13 @@ class ReplacedTokenDetection(Objective):
 
 
 def evaluate_rtd(
-    objective: ReplacedTokenDetection, batches: MaskedBatches, max_batches: int | None = None
+    objective: ReplacedTokenDetection, batches: Batches, max_batches: int | None = None
 ) -> dict[str, float]:
     """Measures generator and discriminator on the first epoch of some batches, always the same tokens hidden.
 
     Args:
         objective: put in evaluation mode meanwhile.
-        batches: of held-out documents, with a fixed seed. The guesses are drawn from torch's generator.
+        batches: of held-out documents, with a fixed seed.
         max_batches: stop after so many; default: all of the epoch.
 
     Returns:
