@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 @pytest.fixture(scope="session")
 def toys():
     spec = importlib.util.spec_from_file_location("training_toys", Path(__file__).with_name("toys.py"))
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["training_toys"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

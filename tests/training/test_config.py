@@ -21,7 +21,7 @@ def test_a_run_has_exactly_one_length(fields):
         {"epochs": 0.0},
         {"steps": 5, "micro_batches": 0},
         {"steps": 5, "keep_checkpoints": 0},
-        {"steps": 5, "precision": "float16"},
+        {"steps": 5, "precision": "float8"},
         {"steps": 5, "max_minutes": 0},
         {"steps": 5, "optimizer": {"learning_rate": 0}},
         {"steps": 5, "optimizer": {"learning_rate": float("nan")}},

@@ -1,5 +1,6 @@
 import json
 import sys
+import types
 
 import pytest
 
@@ -95,3 +96,40 @@ def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard.writer", raising=False)
     with pytest.raises(InputError, match=r"tensorboard is not installed: run `pip install tensorboard`"):
         Monitor(tmp_path, 0, 20, tensorboard=True)
+
+
+def test_weights_and_biases_has_the_same_numbers_offline_unless_asked_otherwise(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def log(self, values, step):
+            calls.append((step, values))
+
+        def finish(self):
+            calls.append("finished")
+
+    fake = types.ModuleType("wandb")
+    fake.Settings = dict
+    fake.init = lambda **options: calls.append(options) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with Monitor(tmp_path, 0, 20, wandb=True) as monitor:
+        monitor.write(10, "train", ROW)
+        monitor.write(10, "evaluation", {"accuracy": 0.5})
+    options, *rest = calls
+    assert (options["mode"], options["dir"], options["name"]) == ("offline", str(tmp_path), tmp_path.name)
+    assert rest == [
+        (10, {"train/loss": 2.5, "train/lr": 1e-4, "train/tokens_per_s": 1234.5}),
+        (10, {"evaluation/accuracy": 0.5}),
+        "finished",
+    ]
+    calls.clear()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with Monitor(tmp_path, 0, 20, wandb=True):
+        assert calls[0]["mode"] == "online"
+
+
+def test_weights_and_biases_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"wandb is not installed: run `pip install wandb`"):
+        Monitor(tmp_path, 0, 20, wandb=True)

@@ -35,7 +35,8 @@ def names(checkpoints):
 
 def test_everything_comes_back_exactly(toys, tmp_path):
     toy, optimizer = trained(toys)
-    progress = Progress(3, 40, 40, 1 / 3, {"loss": 0.1}, 0.1, 2, {"loss": 1e-17})
+    before, now, scaler = {"loss": 0.2}, {"loss": 0.1}, {"scale": 2.0**-3, "_growth_tracker": 5}
+    progress = Progress(3, 40, 40, 1, 1 / 3, before, now, 0.1, 2, [{"loss": 1e-17}], [scaler])
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(progress, toy, optimizer)
     expected = copy.deepcopy((toy.state_dict(), optimizer.state_dict()))

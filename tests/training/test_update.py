@@ -4,22 +4,20 @@ import math
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from unbraid.errors import InputError
-from unbraid.objective import Loss
+from unbraid.objective import Loss, Objective
 from unbraid.text.batch import pack
 from unbraid.training.config import OptimizerConfig, TrainingConfig
-from unbraid.training.update import updates
+from unbraid.training.update import prepare, updates
 
 
-def run_updates(toys, toy, solver, *, done=0, until=None, batches=None, **fields):
+def run_updates(toys, toy, solver, *, done=0, until=None, batches=None, scale=1.0, **fields):
     config = TrainingConfig(steps=4, **fields)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no", cpu=True)
-    source = updates(toy, batches or toys.Stream(), config, solver, accelerator, done, 4, lambda: False)
+    cpu = torch.device("cpu")
+    phases = prepare(toy, config, cpu, [scale for _ in toy.phases])
+    source = updates(phases, batches or toys.Stream(), config, solver, cpu, done, 4, lambda: False)
     return [update for _, update in zip(range(until or 4 - done), source, strict=False)]
 
 
@@ -47,15 +45,12 @@ def test_accumulation_is_one_big_batch(toys):
     with torch.no_grad():
         moved = vector(whole) - 1e-4 * gradient
     torch.testing.assert_close(vector(toy), moved, rtol=1e-6, atol=1e-8)
-    assert update.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-6)
-    assert update.sums == pytest.approx(
-        {
-            "loss": loss.total.item(),
-            "accuracy": loss.parts["accuracy"].item(),
-            "items": sum(counts),
-            "tokens": sum(counts),
-        }
-    )
+    assert update.grad_norms == pytest.approx((gradient.norm().item(),), rel=1e-6)
+    assert update.tokens == sum(counts)
+    [sums] = update.sums
+    expected = {"loss": loss.total.item(), "accuracy": loss.parts["accuracy"].item(), "items": sum(counts)}
+    assert sums == pytest.approx(expected)
+    assert update.loss == pytest.approx(loss.total.item() / sum(counts))
 
 
 def test_what_the_gradient_held_before_does_not_count(toys):
@@ -78,7 +73,7 @@ def test_clipping_and_the_learning_rate_of_each_step(toys):
     lengths = [(after - earlier).norm().item() for earlier, after in itertools.pairwise(before)]
     rates = [0.05, 0.1, 0.1 * 2 / 3, 0.1 / 3]
     assert [update.lr for update in seen] == pytest.approx(rates)
-    assert all(update.grad_norm > 0.01 for update in seen)
+    assert all(update.grad_norms[0] > 0.01 for update in seen)
     assert lengths == pytest.approx([0.01 * rate for rate in rates], rel=1e-3)
 
 
@@ -87,7 +82,7 @@ def test_randomness_depends_on_the_index_and_the_seed_alone(toys):
         toy = toys.Toy(dropout=0.5)
         if disturb:
             torch.rand(100)
-        return [update.sums["loss"] for update in run_updates(toys, toy, plain_sgd(toy), **fields)]
+        return [update.sums[0]["loss"] for update in run_updates(toys, toy, plain_sgd(toy), **fields)]
 
     class Same:
         per_epoch = 5
@@ -103,7 +98,7 @@ def test_randomness_depends_on_the_index_and_the_seed_alone(toys):
     assert accumulated == pytest.approx([same[0] + same[1], same[2] + same[3]])
 
 
-class Faulty(nn.Module):
+class Faulty(Objective):
     """A finite loss of a weight w, except at the steps where it is told otherwise."""
 
     def __init__(self, fault, at):
@@ -111,7 +106,7 @@ class Faulty(nn.Module):
         self.weight = nn.Parameter(torch.ones(2))
         self.fault, self.left = fault, at
 
-    def forward(self, batch):
+    def loss(self, batch):
         self.left -= 1
         total = self.fault(self.weight) if self.left == 0 else (self.weight * 2).sum()
         return Loss(total, {}, len(batch.input_ids))
@@ -135,12 +130,12 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(toys, fau
 
 def test_a_step_with_nothing_to_predict_moves_nothing(toys):
     class Nothing(Faulty):
-        def forward(self, _):
+        def loss(self, _):
             return Loss((self.weight * 0).sum(), {}, 0)
 
     objective = Nothing(None, 0)
     updates_made = run_updates(toys, objective, plain_sgd(objective, lr=1.0))
-    assert [update.grad_norm for update in updates_made] == [0] * 4
+    assert [update.grad_norms for update in updates_made] == [(0,)] * 4
     assert torch.equal(objective.weight, torch.ones(2))
 
 
@@ -164,3 +159,76 @@ def test_workers_change_nothing(toys):
     (alone, alone_weights), (helped, helped_weights) = sums(0), sums(2)
     assert alone == helped
     assert torch.equal(alone_weights, helped_weights)
+
+
+class TwoSteps(Objective):
+    """Two phases that pull w and v; the second reads the w that the first has just moved, and hands w a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Pull(None), Pull(None)
+        self.second.other = (self.first,)
+
+    @property
+    def phases(self):
+        return self.first, self.second
+
+
+class Pull(Objective):
+    def __init__(self, other):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0]))
+        self.other = other
+        self.seen = []
+
+    def loss(self, batch):
+        self.seen.append((batch, torch.rand(1).item(), self.other and self.other[0].weight.item()))
+        total = 3 * self.weight.sum()
+        if self.other:
+            return Loss(total * 2 + 5 * self.other[0].weight.sum(), {}, 3)
+        return Loss(total, {}, 1, len(batch.input_ids))
+
+
+def test_each_phase_moves_its_own_weights_before_the_next_one_reads_them(toys):
+    objective = TwoSteps()
+    config = OptimizerConfig(learning_rate=0.5, warmup=0, clip_norm=2.0)
+    updates_made = run_updates(toys, objective, plain_sgd(objective), until=2, micro_batches=2, optimizer=config)
+    rates = [update.lr for update in updates_made]
+    assert rates == [0.5, 0.375]
+    # The mean gradients are 3 (clipped to 2) and 2.
+    assert [update.grad_norms for update in updates_made] == [pytest.approx((3, 2))] * 2
+    first = [1 - 2 * 0.5, 1 - 2 * 0.5 - 2 * 0.375]
+    assert objective.first.weight.item() == pytest.approx(first[1], abs=1e-5)
+    assert objective.second.weight.item() == pytest.approx(first[1], abs=1e-5)  # the same lengths
+    batches, draws, seen = zip(*objective.second.seen, strict=True)
+    assert list(batches) == [len(toys.Stream()[index].input_ids) for index in range(4)]  # what the first handed on
+    assert seen == pytest.approx([first[0], first[0], first[1], first[1]], abs=1e-5)
+    assert len({*draws, *(draw for _, draw, _ in objective.first.seen)}) == 8
+    assert [update.sums[1]["items"] for update in updates_made] == [6, 6]
+
+
+def test_processes_that_cannot_share_the_micro_batches(toys, monkeypatch):
+    from unbraid.training import update
+
+    monkeypatch.setattr(update, "num_processes", lambda: 2)
+    toy = toys.Toy()
+    with pytest.raises(InputError, match=r"the 3 micro-batches .* by 2 processes: set training.micro_batches to a mul"):
+        run_updates(toys, toy, plain_sgd(toy), micro_batches=3)
+
+
+@pytest.mark.parametrize(("processes", "index"), [(2, 0), (2, 1), (4, 3)])
+def test_each_process_takes_every_other_micro_batch_wherever_it_begins(toys, monkeypatch, processes, index):
+    from unbraid.training import update
+
+    class Noted(toys.Stream):
+        taken = []  # noqa: RUF012, one stream is made
+
+        def __getitem__(self, index):
+            self.taken.append(index)
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(update, "num_processes", lambda: processes)
+    monkeypatch.setattr(update, "process_index", lambda: index)
+    toy, batches = toys.Toy(), Noted()
+    run_updates(toys, toy, plain_sgd(toy), done=1, until=2, micro_batches=4, batches=batches)
+    assert batches.taken[: 8 // processes] == [a for a in range(4, 12) if a % processes == index]

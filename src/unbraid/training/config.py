@@ -63,8 +63,10 @@ class TrainingConfig:
     """Length of the run in passes over the data; give this or steps."""
     micro_batches: Annotated[int, Field(ge=1)] = 1
     """Micro-batches of a step, in all processes together: n have exactly the gradient of one n times as large."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the matrix products; weights and optimizer stay in float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the matrix products, checked before the run; weights and optimizer stay in float32."""
+    sharding: Literal["none", "full"] = "none"
+    """What each of several processes holds: the whole model (DDP), or a share of it and of its optimizer (FSDP)."""
     evaluate_every: Annotated[float, Field(gt=0)] | None = 0.1
     """Between evaluations: steps if 1 or more, else a fraction of the run; None: only at the end."""
     checkpoint_every: Annotated[float, Field(gt=0)] = 500
@@ -81,6 +83,8 @@ class TrainingConfig:
     """auto: the accelerator if there is one."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too."""
+    wandb: bool = False
+    """Write the metrics for Weights & Biases too, offline unless WANDB_MODE says otherwise."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Stop with a checkpoint after this many minutes; the same command continues the run."""
 

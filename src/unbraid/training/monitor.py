@@ -1,15 +1,17 @@
-"""What a run tells while it goes: a progress bar or plain lines, metrics.jsonl, TensorBoard on request."""
+"""What a run tells while it goes: a progress bar or plain lines, metrics.jsonl, and trackers on request."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -27,7 +29,16 @@ class Monitor(contextlib.ExitStack):
     null where a number is not finite. Rows after the step that the run continues from are cut, so that none is double.
     """
 
-    def __init__(self, folder: Path, step: int, steps: int, *, tensorboard: bool = False, active: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        steps: int,
+        *,
+        tensorboard: bool = False,
+        wandb: bool = False,
+        active: bool = True,
+    ):
         """Opens what is written to.
 
         Args:
@@ -35,10 +46,12 @@ class Monitor(contextlib.ExitStack):
             step: updates made already.
             steps: of the whole run.
             tensorboard: write for it too, to ``folder/tensorboard``.
+            wandb: write for Weights & Biases too, to ``folder/wandb``, from where ``wandb sync`` uploads it; at once if
+                WANDB_MODE is online.
             active: False: say and write nothing.
 
         Raises:
-            InputError: TensorBoard is asked for and not installed.
+            InputError: a tracker is asked for and not installed.
         """
         super().__init__()
         self.active = active
@@ -51,12 +64,14 @@ class Monitor(contextlib.ExitStack):
         self.task = self.bar.add_task("", total=steps, completed=step, state="")
         if not active:
             return
-        self.writer = _summary_writer(folder / "tensorboard", step) if tensorboard else None
+        self.trackers: list[_Tracker] = []
+        if tensorboard:
+            self.trackers.append(_tensorboard(folder / "tensorboard", step, self))
+        if wandb:
+            self.trackers.append(_weights_and_biases(folder, self))
         _cut(folder / "metrics.jsonl", step)
         self.rows = self.enter_context((folder / "metrics.jsonl").open("a", encoding="utf-8"))
         self.enter_context(self.bar)
-        if self.writer is not None:
-            self.callback(self.writer.close)
 
     def advance(self, step: int, loss: float, lr: float, tokens_per_s: float) -> None:
         """Shows a step on the bar."""
@@ -70,9 +85,8 @@ class Monitor(contextlib.ExitStack):
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.rows.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
         self.rows.flush()
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{kind}/{name}", value, step)
+        for track in self.trackers:
+            track(step, {f"{kind}/{name}": value for name, value in values.items()})
         if kind == "evaluation":
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.say(f"step {step}/{self.steps}  evaluation: {shown}")
@@ -96,21 +110,52 @@ class Monitor(contextlib.ExitStack):
 
 
 def _cut(path: Path, step: int) -> None:
-    """Keeps the rows up to a step; what a kill left of a row goes too."""
+    """Keeps the rows up to a step, none at step 0; what a kill left of a row goes too."""
     kept = []
-    for row in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for row in path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []:
         with contextlib.suppress(ValueError):  # half a row, from a kill
             if json.loads(row)["step"] <= step:
                 kept.append(row + "\n")
     replace_text(path, "".join(kept))
 
 
-def _summary_writer(folder: Path, step: int):
-    try:
+_Tracker = Callable[[int, dict[str, float]], object]
+"""Takes note of some numbers at a step."""
+
+
+def _tensorboard(folder: Path, step: int, closing: contextlib.ExitStack) -> _Tracker:
+    with _needed("tensorboard"):
         from torch.utils.tensorboard.writer import SummaryWriter
+    writer = SummaryWriter(folder, purge_step=step + 1)
+    closing.callback(writer.close)
+
+    def track(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return track
+
+
+def _weights_and_biases(folder: Path, closing: contextlib.ExitStack) -> _Tracker:
+    with _needed("wandb"):
+        wandb: Any = importlib.import_module("wandb")
+    run = wandb.init(
+        project="unbraid",
+        name=folder.resolve().name,
+        group=folder.resolve().name,  # the pieces of a run that was continued
+        dir=str(folder),
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    closing.callback(run.finish)
+    return lambda step, values: run.log(values, step=step)
+
+
+@contextlib.contextmanager
+def _needed(name: str) -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise InputError(
-            "tensorboard is not installed: run `pip install tensorboard`, or leave it out; "
-            "metrics.jsonl has the same numbers."
+            f"{name} is not installed: run `pip install {name}`, or leave it out; metrics.jsonl has the same numbers."
         ) from error
-    return SummaryWriter(folder, purge_step=step + 1)

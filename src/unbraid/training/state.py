@@ -1,6 +1,7 @@
 """Checkpoints: all that a run needs to continue bit for bit, whole or not there.
 
-There is no random state in them: the loop seeds every micro-batch by its index.
+There is no random state in them: the loop seeds every micro-batch by its index. Sharded weights are written by all
+processes, each its own; any number of processes, with sharded weights or whole ones, can read either kind.
 """
 
 from __future__ import annotations
@@ -10,21 +11,31 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections import defaultdict
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from unbraid.errors import InputError
 from unbraid.files import write_atomically
+from unbraid.processes import process_index
 
-_WEIGHTS, _OPTIMIZER, _PROGRESS, _MANIFEST = (
+_WEIGHTS, _OPTIMIZER, _SHARDS, _PROGRESS, _MANIFEST = (
     "model.safetensors",
     "optimizer.safetensors",
+    "shards",
     "progress.json",
     "manifest.json",
 )
@@ -37,22 +48,28 @@ class Progress:
     Attributes:
         step: updates made.
         tokens: seen.
-        items: counted by the loss (predicted tokens, or examples).
+        items: counted by the loss of the first phase (predicted tokens, or examples).
+        skipped: updates passed over, because their gradient overflowed float16.
         elapsed_s: seconds of all pieces of the run.
+        before: metrics before the first step, if they were asked for.
         evaluation: the latest metrics.
         best: the best value so far of the metric that chooses.
         best_step: its step.
-        window: sums since the last row of metrics.
+        window: sums since the last row of metrics, for every phase.
+        scalers: the state of every phase's loss scaler.
     """
 
     step: int = 0
     tokens: int = 0
     items: int = 0
+    skipped: int = 0
     elapsed_s: float = 0.0
+    before: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
     best: float | None = None
     best_step: int | None = None
-    window: dict[str, float] = dataclasses.field(default_factory=dict)
+    window: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    scalers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class Checkpoints:
@@ -82,15 +99,18 @@ class Checkpoints:
         return None, faults
 
     def save(self, progress: Progress, objective: nn.Module, optimizer: Optimizer) -> None:
-        """Writes a checkpoint, then tidies.
+        """Writes a checkpoint, then tidies; all processes must call it, and the first one writes what is not sharded.
 
         Raises:
             OSError: it cannot be written; the earlier ones are untouched.
             SafetensorError: the same.
         """
-        target = self.folder / f"step-{progress.step:08}"
-        write_atomically(target, lambda folder: _write(folder, progress, objective, optimizer))
-        self.tidy(target)
+        if process_index() == 0:
+            target = self.folder / f"step-{progress.step:08}"
+            write_atomically(target, lambda folder: _write(folder, progress, objective, optimizer))
+            self.tidy(target)
+        elif _is_sharded(objective):
+            _write_shards(None, objective, optimizer)
 
     def tidy(self, latest: Path) -> None:
         """Keeps the latest complete checkpoint and those before it, as many as to keep, and nothing else."""
@@ -123,36 +143,88 @@ class Checkpoints:
 
 
 def restore(folder: Path, objective: nn.Module, optimizer: Optimizer) -> Progress:
-    """Loads a checkpoint into an objective and its optimizer, in place."""
-    load_model(objective, folder / _WEIGHTS)
-    numbers = {name: number for number, name in enumerate(_names(objective, optimizer))}
-    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in load_file(folder / _OPTIMIZER).items():
-        name, _, part = key.rpartition("/")
-        state[numbers[name]][part] = tensor
-    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+    """Loads a checkpoint into an objective and its optimizer, in place; all processes must call it.
+
+    Raises:
+        InputError: its weights have other names or shapes.
+    """
+    shards = folder / _SHARDS
+    reader = HuggingFaceStorageReader(str(shards if shards.is_dir() else folder))
+    facts = cast(dict[str, TensorStorageMetadata], reader.read_metadata().state_dict_metadata)
+    found = {name: tensor.size for name, tensor in facts.items()}
+    weights = _weights(objective)
+    differing = {name for name in found.keys() | weights.keys() if "/" not in name} - {
+        name for name, weight in weights.items() if found.get(name) == weight.shape
+    }
+    if differing:
+        raise InputError(
+            f"{folder} holds the weights of another model ({min(differing)} differs): give another folder."
+        )
+    for name, size in found.items():
+        owner, _, part = name.rpartition("/")
+        if owner:
+            weight = weights[owner]
+            device = weight.device if optimizer.defaults.get("fused") else "cpu"
+            state = torch.zeros_like(weight) if size == weight.shape else torch.zeros(size, device=device)
+            optimizer.state[weight][part] = state
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no fault
+        load({**weights, **_moments(weights, optimizer)}, storage_reader=reader)
     return Progress(**json.loads((folder / _PROGRESS).read_text()))
 
 
 def _write(folder: Path, progress: Progress, objective: nn.Module, optimizer: Optimizer) -> None:
-    save_model(objective, str(folder / _WEIGHTS))
-    state = optimizer.state_dict()["state"]
-    names = _names(objective, optimizer)
-    tensors = {
-        f"{names[number]}/{part}": value.contiguous()
-        for number, parts in state.items()
-        for part, value in parts.items()
-    }
-    save_file(tensors, folder / _OPTIMIZER)
+    if _is_sharded(objective):
+        _write_shards(folder, objective, optimizer)
+    else:
+        weights = _weights(objective)
+        save_file(_plain(weights), folder / _WEIGHTS)
+        save_file(_plain(_moments(weights, optimizer)), folder / _OPTIMIZER)
     (folder / _PROGRESS).write_text(json.dumps(dataclasses.asdict(progress)))
-    manifest = {path.name: {"bytes": path.stat().st_size, "blake2b": _hash(path)} for path in sorted(folder.iterdir())}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    manifest = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "blake2b": _hash(path)} for path in paths
+    }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def _names(objective: nn.Module, optimizer: Optimizer) -> list[str]:
-    """The name of each parameter of the optimizer, in its order."""
-    names = {parameter: name for name, parameter in objective.named_parameters()}
-    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+def _write_shards(folder: Path | None, objective: nn.Module, optimizer: Optimizer) -> None:
+    """Writes the shards of all processes into the folder that the first one names."""
+    named = [folder and str(folder / _SHARDS)]
+    distributed.broadcast_object_list(named)
+    weights = _weights(objective)
+    writer = HuggingFaceStorageWriter(str(named[0]), save_distributed=True)
+    try:
+        save({**weights, **_moments(weights, optimizer)}, storage_writer=writer)
+    except CheckpointException as collected:
+        fault, _ = next(iter(collected.failures.values()))
+        raise fault from None  # in all processes, whichever it befell
+
+
+def _is_sharded(objective: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in objective.parameters())
+
+
+def _weights(objective: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a shared one by its first."""
+    names: dict[Tensor, str] = {}
+    for name, tensor in objective.state_dict(keep_vars=True).items():
+        names.setdefault(tensor, name)
+    return {name: tensor for tensor, name in names.items()}
+
+
+def _moments(weights: dict[str, Tensor], optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the optimizer keeps of each weight, as ``weight/part``."""
+    return {
+        f"{name}/{part}": value
+        for name, weight in weights.items()
+        if weight in optimizer.state
+        for part, value in optimizer.state[weight].items()
+    }
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _fault(folder: Path) -> str | None:
