@@ -15,6 +15,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {
     "tokenizer": ["--vocab-size", "50"],
     "pretrain": ["--training.steps", "1", "--corpus.held-out", "0.3"],
+    "ablate": [
+        *("--training.steps", "1", "--corpus.held-out", "0.3", "--seeds", "0"),
+        *("--variants", "roberta", "deberta", "--training.evaluate-every", "1"),
+    ],
     "finetune": ["--training.steps", "1", "--training.epochs", "None", "--task.batch-size", "4"],
 }
 

@@ -23,9 +23,11 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.tensor import DTensor
 
 from unbraid.model.config import preset
-from unbraid.model.pretrained import DebertaForMaskedLM
+from unbraid.model.pretrained import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from unbraid.objective import Loss, Objective
+from unbraid.pretraining.config import MaskingConfig, RtdConfig
 from unbraid.pretraining.mlm import MaskedLanguageModeling
+from unbraid.pretraining.rtd import ReplacedTokenDetection
 from unbraid.processes import add_up, deal
 from unbraid.text.batch import pack
 from unbraid.training import state
@@ -144,6 +146,7 @@ class Scores:
         sums = dict.fromkeys(("loss", "items"), 0.0)
         for index, counts in deal(3):
             batch = self.batches[999 + index]
+            torch.manual_seed(index)
             for phase in self.objective.phases:
                 loss = phase.loss(batch)  # past the hooks of the phase itself
                 sums["loss"] += counts * loss.total.item()
@@ -355,15 +358,39 @@ class Masked:
         return dataclasses.replace(batch, labels=torch.where(hidden, batch.input_ids, -100))
 
 
+SMALL = preset(
+    "deberta-v3-xsmall",
+    **{"vocab_size": WORDS, "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 3},
+    **{"intermediate_size": 17, "position_buckets": 4, "max_position_embeddings": 16},
+)
+"""A DeBERTa v3 with its mask decoder, which lends a layer, and dropout."""
+
+
 def masked_language_model():
-    """A small DeBERTa v3 with its mask decoder, which lends a layer, and dropout, at weights that are not small."""
+    """A small one at weights that are not small."""
     torch.manual_seed(0)
-    config = preset(
-        "deberta-v3-xsmall",
-        **{"vocab_size": WORDS, "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 3},
-        **{"intermediate_size": 17, "position_buckets": 4, "max_position_embeddings": 16},
-    )
-    objective = MaskedLanguageModeling(DebertaForMaskedLM(config))
+    return drawn(MaskedLanguageModeling(DebertaForMaskedLM(SMALL)))
+
+
+class Specials:
+    """What replaced token detection asks of a tokenizer."""
+
+    special_ids = frozenset({0})
+
+    def __len__(self):
+        return WORDS
+
+
+def replaced_token_detection(**fields):
+    """A small generator and discriminator that share their embeddings."""
+    torch.manual_seed(0)
+    generator = DebertaForMaskedLM(SMALL.replace(num_hidden_layers=2))
+    discriminator = DebertaForReplacedTokenDetection(SMALL)
+    return drawn(ReplacedTokenDetection(generator, discriminator, RtdConfig(**fields), MaskingConfig(), Specials()))
+
+
+def drawn(objective):
+    """The same with weights that are not small."""
     with torch.no_grad():
         for name, weight in objective.named_parameters():
             weight.normal_(1.0, 0.1) if "norm.weight" in name else weight.normal_(0.0, 0.3)
@@ -387,6 +414,13 @@ def spread_everywhere(root):
     def mlm(_, name, **fields):
         run(root / name, masked_language_model(), Masked(), micro_batches=4, log_every=1, **fields)
 
+    def rtd(_, name, **fields):
+        run(root / name, replaced_token_detection(), Masked(), micro_batches=4, log_every=1, **fields)
+
+    def es(_, name, **fields):
+        objective = replaced_token_detection(sharing="es", decoupled=False)
+        run(root / name, objective, Masked(), micro_batches=4, log_every=1, **fields)
+
     def pair(_, name, **fields):
         run(root / name, Pair(), micro_batches=4, log_every=1, **fields)
 
@@ -404,6 +438,11 @@ def spread_everywhere(root):
         (4, mlm, "mlm-4", {}),
         (2, mlm, "mlm-2-full", {"sharding": "full"}),
         (4, mlm, "mlm-4-full", {"sharding": "full"}),
+        (1, rtd, "rtd-1", {}),
+        (2, rtd, "rtd-2", {}),
+        (4, rtd, "rtd-4-full", {"sharding": "full"}),
+        (1, es, "es-1", {}),
+        (2, es, "es-2-full", {"sharding": "full"}),
         (1, pair, "pair-1", {}),
         (2, pair, "pair-2", {}),
         (4, pair, "pair-4-full", {"sharding": "full"}),

@@ -13,12 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import register_dataclass
 
-from unbraid.objective import Loss, Objective
+from unbraid.objective import Objective
 from unbraid.processes import num_processes
-
-register_dataclass(Loss)  # so that FSDP finds the tensor in it whose backward pass it has to prepare
 
 
 def spread(phase: Objective, sharding: Literal["none", "full"], device: torch.device) -> nn.Module:
