@@ -25,7 +25,13 @@ from unbraid.model.pretrained import (
     DebertaForReplacedTokenDetection,
     DebertaForSequenceClassification,
 )
-from unbraid.objective import IGNORED
+from unbraid.objective import IGNORED, Loss
+from unbraid.packing import Packing
+from unbraid.tasks import sift
+from unbraid.tasks.classification import SequenceClassification
+from unbraid.tasks.config import SiftConfig
+from unbraid.tasks.sift import Sift, ascend
+from unbraid.text.batch import Batch
 
 FOLDER = Path(__file__).parent / "golden"
 FILES = ["v1", "v2", "v3", "c2p_only", "absolute"]
@@ -69,6 +75,22 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
 
 
+def gradient_error(model: nn.Module, theirs: dict[str, Tensor], num_heads: int) -> float:
+    """The worst error of the gradients that the original has kept.
+
+    A bias may shift whole softmax rows: its gradient is rounding, and held to that of its module's weight.
+    """
+    ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found, _ = checkpoint.from_files(theirs, ours, num_heads, "gradients")
+    assert len(found) == len(theirs)
+    errors = []
+    for name, gradient in found.items():
+        module = name.rpartition(".")[0]
+        scale = max(float(found[other].abs().max()) for other in found if other.rpartition(".")[0] == module)
+        errors.append(float((ours[name] - gradient).abs().max()) / scale)
+    return max(errors)
+
+
 def set_backend(model: nn.Module, backend: str) -> None:
     encoder = model.encoder if isinstance(model, Deberta) else model.deberta.encoder
     encoder.backend = backend
@@ -106,16 +128,9 @@ def test_decoder_logits_losses_and_gradients_are_the_originals(golden, backend):
     assert error(output.loss, golden["mlm.loss_per_token"].mean()) < TOLERANCE
 
     output.loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     theirs = golden.under("mlm.grad.")
-    found, missing = checkpoint.from_files(theirs, gradients, golden.config.num_attention_heads, "gradients")
-    assert not missing
-    assert len(found) == len(theirs)
-    for name, gradient in found.items():
-        # A bias may shift whole softmax rows: its gradient is rounding, and held to that of its module's weight.
-        module = name.rpartition(".")[0]
-        scale = max(float(found[other].abs().max()) for other in found if other.rpartition(".")[0] == module)
-        assert float((gradients[name] - gradient).abs().max()) / scale < TOLERANCE, name
+    assert len(theirs) == sum(p.grad is not None for p in model.parameters())
+    assert gradient_error(model, theirs, golden.config.num_attention_heads) < TOLERANCE
 
 
 def test_only_predicted_rows_are_decoded(golden):
@@ -154,6 +169,97 @@ def test_classifier_is_the_originals(golden):
     assert error(seen["sum"], golden["sift.normalised_embeddings"][golden.real]) < TOLERANCE
     assert error(sifted.logits, golden["cls.logits"]) < TOLERANCE
     assert error(sifted.loss[None], golden["cls.loss"]) < TOLERANCE
+
+
+class Sifted(SequenceClassification):
+    """SiFT's model of a file, in training and without dropout; keeps what every pass puts in the embeddings' place."""
+
+    def __init__(self, golden: Golden, backend: str = "sdpa") -> None:
+        super().__init__(
+            golden.load(DebertaForSequenceClassification, "cls.param.", id2label={i: str(i) for i in range(3)})
+        )
+        set_backend(self.model, backend)
+        self.golden = golden
+        self.embedded: list[Tensor] = []
+
+    def outputs(self, batch, perturbation=None):
+        if isinstance(perturbation, Tensor):
+            self.embedded.append(perturbation)
+            return super().outputs(batch, perturbation)
+        return super().outputs(batch, lambda total: self.embedded.append(perturbation(total)) or self.embedded[-1])
+
+    def run(self, monkeypatch, **fields) -> Loss:
+        """The mean loss and its gradients, from the noise of the file."""
+        golden = self.golden
+        monkeypatch.setattr(sift, "noise", lambda *_: golden["sift.delta_init"][golden.real])
+        objective = Sift(self, SiftConfig(**{"weight": 5.0, "step_size": 1e-2, **fields})).train()
+        batch = Batch(golden.ids[golden.real], Packing.from_mask(golden.mask), golden["cls.labels"])
+        loss = objective(batch)
+        (loss.total / loss.count).backward()
+        return loss
+
+    def errors(self, loss: Loss) -> dict[str, float]:
+        golden = self.golden
+        normalised, delta = golden["sift.normalised_embeddings"], golden["sift.delta_after_step"]
+        clean, first, perturbed = self.embedded
+        assert torch.equal(first, clean + golden["sift.delta_init"][golden.real])
+        gradients = gradient_error(self.model, golden.under("sift.grad."), golden.config.num_attention_heads)
+        return {
+            "normalised": error(clean, normalised[golden.real]),
+            "perturbed": error(perturbed, (normalised + delta)[golden.real]),
+            "consistency": error(loss.parts["consistency"][None] / loss.count, golden["sift.loss"]),
+            "total": error(loss.total[None] / loss.count, golden["cls.loss"] + 5 * golden["sift.loss"]),
+            "gradients": gradients,
+        }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sift_is_the_originals(golden, backend, monkeypatch):
+    sifted = Sifted(golden, backend)
+    errors = sifted.errors(sifted.run(monkeypatch))
+    assert max(errors.values()) < TOLERANCE, errors
+    # The slope is of a difference of nearly equal probabilities: float32 leaves up to 4e-4 of a step, ours and theirs.
+    _, first, perturbed = sifted.embedded
+    step = (golden["sift.delta_after_step"] - golden["sift.delta_init"])[golden.real]
+    assert error(perturbed - first, step) < 1e-3
+
+
+def downhill(monkeypatch) -> dict:
+    monkeypatch.setattr(sift, "ascend", lambda delta, slope, config: ascend(delta, -slope, config))
+    return {}
+
+
+def no_norm(_) -> dict:
+    return {"normalise": False}
+
+
+def clean_output_held(_) -> dict:
+    return {"clean_gradient": False}
+
+
+def weighting_probabilities_with_gradient(monkeypatch) -> dict:
+    def divergence(_self, clean, perturbed, _batch):
+        p, q = clean[0].log_softmax(-1), perturbed[0].log_softmax(-1)
+        return -(p.exp() * q + q.exp() * p).sum()
+
+    monkeypatch.setattr(SequenceClassification, "divergence", divergence)
+    return {}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        (downhill, {"perturbed", "gradients"}),
+        (no_norm, {"normalised", "perturbed", "gradients"}),
+        (clean_output_held, {"gradients"}),
+        (weighting_probabilities_with_gradient, {"gradients"}),
+    ],
+)
+def test_a_fault_of_sift_shows(file, fault, shown, monkeypatch):
+    sifted = Sifted(Golden(file))
+    errors = sifted.errors(sifted.run(monkeypatch, **fault(monkeypatch)))
+    assert {name for name, value in errors.items() if value > 100 * TOLERANCE} >= shown, errors
 
 
 # Each fault is one that ports of DeBERTa have had.

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "metrics": BELOW,
     "training": BELOW,
     "pretraining": {"model", "text", "metrics", *BELOW},
-    "tasks": {"model", "text", "metrics", *BELOW},
+    "tasks": {"inference", "model", "text", "metrics", *BELOW},
     "inference": {"model", "text", "metrics", *BELOW},
     "report": BELOW,
     "bench": {"attention", "model", *BELOW},

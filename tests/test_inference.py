@@ -177,10 +177,17 @@ def test_what_is_no_list_of_texts_is_refused(trained, texts, pairs, message):
         Classifier(tiny(DebertaForSequenceClassification, vocab_size=len(trained)), trained).predict(texts, pairs)
 
 
-def test_a_model_of_several_labels_at_once_is_refused():
-    model = tiny(DebertaForSequenceClassification, problem_type="multi_label_classification")
-    with pytest.raises(InputError, match="several labels at once"):
-        Classifier(model, WordTokenizer()).predict(["w1"])
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_several_labels_at_once(num_labels):
+    fields = {"num_labels": num_labels, "problem_type": "multi_label_classification"}
+    model, tokenizer = tiny(DebertaForSequenceClassification, **fields), WordTokenizer()
+    predictions = Classifier(model, tokenizer).predict(TEXTS)
+    for prediction, encoding in zip(predictions, tokenizer.encode_batch(TEXTS, max_length=16), strict=True):
+        expected = (1 / (1 + (-call(model, encoding)[0]).exp())).tolist()
+        assert list(prediction) == ["labels", "scores", "truncated"]
+        assert list(prediction["scores"].values()) == pytest.approx(expected, rel=1e-4)
+        assert prediction["labels"] == [f"class {i}" for i, p in enumerate(expected) if p > 0.5]
+    assert len({len(prediction["labels"]) for prediction in predictions}) > 1
 
 
 def test_a_foreign_tokenizer_is_refused():

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from unbraid.attention import disentangled_attention
     from unbraid.errors import InputError
     from unbraid.inference import Classifier, FillMask, Predictor
+    from unbraid.inference.answers import QuestionAnswerer
+    from unbraid.inference.choices import Choices, MultipleChooser
+    from unbraid.inference.tokens import TokenClassifier
     from unbraid.model.config import DebertaConfig, preset
     from unbraid.model.pretrained import (
         Deberta,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Choices": "unbraid.inference.choices",
     "Classifier": "unbraid.inference",
     "Deberta": "unbraid.model.pretrained",
     "DebertaConfig": "unbraid.model.config",
@@ -39,8 +43,11 @@ _HOMES = {
     "DebertaForTokenClassification": "unbraid.model.pretrained",
     "FillMask": "unbraid.inference",
     "InputError": "unbraid.errors",
+    "MultipleChooser": "unbraid.inference.choices",
     "Packing": "unbraid.packing",
     "Predictor": "unbraid.inference",
+    "QuestionAnswerer": "unbraid.inference.answers",
+    "TokenClassifier": "unbraid.inference.tokens",
     "Tokenizer": "unbraid.text.tokenizer",
     "disentangled_attention": "unbraid.attention",
     "preset": "unbraid.model.config",
@@ -48,6 +55,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Choices",
     "Classifier",
     "Deberta",
     "DebertaConfig",
@@ -59,8 +67,11 @@ __all__ = [
     "DebertaForTokenClassification",
     "FillMask",
     "InputError",
+    "MultipleChooser",
     "Packing",
     "Predictor",
+    "QuestionAnswerer",
+    "TokenClassifier",
     "Tokenizer",
     "disentangled_attention",
     "preset",

@@ -24,9 +24,9 @@ VERBS = {
     "tokenizer": "train a tokenizer from text",
     "pretrain": "pretrain a model from text by masked language modelling",
     "ablate": "pretrain the variants of the papers' tables alike, fine-tune them, compare them",
-    "finetune": "fine-tune a model to classify or score texts and pairs of texts",
+    "finetune": "fine-tune a model on a task: classes, scores, words, questions, choices",
     "evaluate": "measure a model on labelled examples, or a masked language model on text",
-    "predict": "classify texts, or fill their [MASK]s",
+    "predict": "ask a model about texts: classes, words, answers, choices, or what stands at [MASK]",
     "info": "show which attention backend runs here, and why",
     "bench": "measure attention, the encoder and training beside other implementations",
 }

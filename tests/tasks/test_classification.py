@@ -10,7 +10,14 @@ import torch
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import DebertaForSequenceClassification
-from unbraid.tasks.classification import EncodedExamples, SequenceClassification, TaskBatches, encode_examples, evaluate
+from unbraid.tasks.batches import EncodedExamples, TaskBatches
+from unbraid.tasks.classification import (
+    Classification,
+    MultiLabel,
+    Regression,
+    SequenceClassification,
+    encode_examples,
+)
 from unbraid.tasks.examples import Example
 
 
@@ -62,6 +69,11 @@ def tiny_model(num_labels=3, seed=0, **fields):
         if "norm" not in name:
             torch.nn.init.normal_(weight, std=0.3)
     return model
+
+
+def evaluate(model, data, batch_size=32):
+    kind = Regression if model.config.num_labels == 1 else Classification
+    return kind(batch_size=batch_size).evaluate(model, data)
 
 
 def padded(data, rows):
@@ -223,3 +235,49 @@ def test_a_tiny_model_learns_a_few_examples_by_heart(num_labels):
         optimizer.step()
     metrics = evaluate(model, data)
     assert metrics["pearson_spearman" if num_labels == 1 else "accuracy"] > 0.95
+
+
+SEVERAL = [Example("w1 w2", None, ("b", "a")), Example("w3", None, ()), Example("w4 w5 w6", None, ("c",))]
+
+
+def test_several_labels_are_ones_and_zeros():
+    task = MultiLabel().labelled(SEVERAL, "train.jsonl")
+    assert task.labels == ("a", "b", "c")
+    data = task.encode(SEVERAL, WordTokenizer())
+    assert data.labels.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    with pytest.raises(InputError, match=r"train.jsonl has only the label c; it takes two"):
+        MultiLabel().labelled(SEVERAL[1:], "train.jsonl")
+
+
+def test_the_loss_of_several_labels_is_that_of_the_model():
+    model = tiny_model(3, problem_type="multi_label_classification").eval()
+    data = MultiLabel(labels=("a", "b", "c")).encode(SEVERAL, WordTokenizer())
+    batch = data.batch(np.arange(3))
+    loss = SequenceClassification(model)(batch)
+    alone = model(**padded(data, [0, 1, 2]), labels=data.labels)
+    assert loss.count == 3
+    assert loss.total.item() == pytest.approx(3 * alone.loss.item(), rel=1e-5)
+    p, q = (torch.randn(3, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    found = SequenceClassification(model).divergence((p,), (q,), batch)
+    expected = 0.0
+    for one, other in zip(p.flatten().sigmoid().tolist(), q.flatten().sigmoid().tolist(), strict=True):
+        cross = (
+            one * np.log(other) + (1 - one) * np.log(1 - other) + other * np.log(one) + (1 - other) * np.log(1 - one)
+        )
+        expected -= cross / 3
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_evaluation_of_several_labels(batch_size):
+    model = tiny_model(3, problem_type="multi_label_classification")
+    task = MultiLabel(labels=("a", "b", "c"), batch_size=batch_size)
+    data = task.encode(SEVERAL, WordTokenizer())
+    metrics = task.evaluate(model, data)
+    model.eval()
+    logits = torch.cat([model(**padded(data, [row])).logits for row in range(3)]).detach()
+    predicted, labels = logits > 0, data.labels > 0
+    both, either = int((predicted & labels).sum()), int(predicted.sum() + labels.sum())
+    assert metrics["f1"] == pytest.approx(2 * both / either)
+    assert metrics["accuracy"] == pytest.approx((predicted == labels).all(-1).double().mean().item())
+    assert set(metrics) == {"loss", "f1", "f1_macro", "accuracy"}

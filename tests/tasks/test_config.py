@@ -16,6 +16,11 @@ from unbraid.tasks.config import DataConfig, TaskConfig
         ("classification", "matthews", "matthews"),
         ("regression", None, "pearson_spearman"),
         ("regression", "spearman", "spearman"),
+        ("multi-label", None, "f1"),
+        ("token-classification", None, "f1"),
+        ("token-classification", "accuracy", "accuracy"),
+        ("question-answering", "exact", "exact"),
+        ("multiple-choice", None, "accuracy"),
     ],
 )
 def test_the_best_checkpoint_has_a_metric(kind, metric, best_by):
@@ -28,6 +33,9 @@ def test_the_best_checkpoint_has_a_metric(kind, metric, best_by):
         ({"metric": "pearson"}, "classification has no metric pearson"),
         ({"kind": "regression", "metric": "f1"}, "regression has no metric f1"),
         ({"kind": "regression", "labels": ("a", "b")}, "regression has no classes"),
+        ({"kind": "multiple-choice", "metric": "f1"}, "multiple-choice has no metric f1"),
+        ({"kind": "question-answering", "labels": ("a", "b")}, "question-answering has no classes"),
+        ({"overlap": -1}, "overlap"),
         ({"labels": ("a",)}, "at least two different"),
         ({"labels": ("a", "b", "a")}, "at least two different"),
         ({"max_length": 2}, "max_length"),

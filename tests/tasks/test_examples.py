@@ -9,7 +9,8 @@ import pytest
 
 from unbraid.errors import InputError
 from unbraid.tasks.config import DataConfig, TaskConfig
-from unbraid.tasks.examples import Example, read_examples, read_splits
+from unbraid.tasks.examples import Example, read_examples
+from unbraid.tasks.kinds import read_splits
 
 PAIRS = DataConfig(text="premise", pair="hypothesis", label="gold")
 TABLE = [
@@ -192,13 +193,13 @@ def splits_of(folder, train, dev, **fields):
 )
 def test_classes_are_those_of_the_training_data(tmp_path, train, labels):
     splits = splits_of(tmp_path, train, train[:1])
-    assert splits.labels == labels
+    assert splits.task.labels == labels
     assert [example.label for example in splits.train] == train
     assert splits.dev == splits.test == [Example("t0", None, train[0])]
 
 
 def test_classes_may_be_named_in_their_order(tmp_path):
-    assert splits_of(tmp_path, ["b", "a"], ["c"], labels=("c", "b", "a")).labels == ("c", "b", "a")
+    assert splits_of(tmp_path, ["b", "a"], ["c"], labels=("c", "b", "a")).task.labels == ("c", "b", "a")
 
 
 def test_a_label_never_seen_in_training_is_an_error(tmp_path):
@@ -219,5 +220,5 @@ def test_one_class_is_not_a_task(tmp_path):
 
 def test_regression_has_no_classes(tmp_path):
     splits = splits_of(tmp_path, ["1", "2.5"], ["0"], kind="regression")
-    assert splits.labels is None
+    assert splits.task.labels is None
     assert [example.label for example in splits.train] == [1.0, 2.5]

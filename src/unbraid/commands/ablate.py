@@ -154,7 +154,7 @@ def read_tasks(config: Config) -> dict[str, finetune.Config]:
     Raises:
         InputError: a recipe is missing, is not TOML, has an unknown or no needed field, or its data is faulty.
     """
-    from unbraid.tasks.examples import read_splits
+    from unbraid.tasks.kinds import read_splits
 
     tasks = {}
     for path in map(Path, config.tasks):

@@ -17,7 +17,7 @@ from unbraid.tasks.config import DataConfig
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """Measures a model: a classifier on labelled examples, a masked language model on text.
+    """Measures a model: a fine-tuned one on labelled examples, a masked language model on text.
 
     Prints one JSON object. Of text all documents are read, always with the same tokens hidden.
     """
@@ -32,6 +32,8 @@ class Config:
     """What to hide of text."""
     max_length: Annotated[int, Field(ge=3)] = 256
     """Longest example, or row of text, in tokens."""
+    overlap: Annotated[int, Field(ge=0)] = 128
+    """Tokens that neighbouring windows share, where longer texts are read in windows."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Examples, or rows of text, at a time."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -50,22 +52,21 @@ def run(config: Config) -> None:
 
 def _examples(config: Config) -> dict[str, float]:
     from unbraid.model.precision import set_precision
-    from unbraid.model.pretrained import DebertaForSequenceClassification
-    from unbraid.tasks.classification import encode_examples, evaluate
-    from unbraid.tasks.examples import read_examples
+    from unbraid.tasks.kinds import task_of
     from unbraid.text.tokenizer import Tokenizer
 
-    model = DebertaForSequenceClassification.from_pretrained(config.model)
-    set_precision(model, config.precision)
-    regression = model.config.num_labels == 1
-    labels = None if regression else [model.config.id2label[i] for i in range(model.config.num_labels)]
-    kind = "regression" if regression else "classification"
-    examples = read_examples(config.examples, config.data, kind=kind, labels=labels)
-    tokenizer = Tokenizer.from_pretrained(config.model)
-    encoded = encode_examples(examples, tokenizer, labels=labels, max_length=config.max_length)
-    return {"examples": len(encoded), "truncated": encoded.num_truncated} | evaluate(
-        model, encoded, batch_size=config.batch_size
+    task = task_of(
+        config.model,
+        data=config.data,
+        max_length=config.max_length,
+        overlap=config.overlap,
+        batch_size=config.batch_size,
     )
+    model = task.head.from_pretrained(config.model)
+    set_precision(model, config.precision)
+    examples = task.read(config.examples)
+    encoded = task.encode(examples, Tokenizer.from_pretrained(config.model))
+    return {"examples": len(examples), "truncated": encoded.num_truncated} | task.evaluate(model, encoded)
 
 
 def _text(config: Config) -> dict[str, float]:

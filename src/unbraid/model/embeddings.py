@@ -12,6 +12,9 @@ from unbraid.model.config import DebertaConfig
 from unbraid.model.dropout import Dropout
 from unbraid.packing import Packing
 
+Perturbation = Callable[[Tensor], Tensor] | Tensor
+"""What becomes of the (N, C) sum of a batch's embeddings before its LayerNorm, or what stands in its place (SiFT)."""
+
 
 class Embeddings(nn.Module):
     """Token ids to the states that the first layer reads.
@@ -34,7 +37,7 @@ class Embeddings(nn.Module):
         input_ids: Tensor,
         packing: Packing,
         token_type_ids: Tensor | None = None,
-        perturbation: Callable[[Tensor], Tensor] | None = None,
+        perturbation: Perturbation | None = None,
     ) -> Tensor:
         """Sums what is known of each token at the input and normalises it.
 
@@ -42,11 +45,14 @@ class Embeddings(nn.Module):
             input_ids: (N,) int64.
             packing: of the N tokens.
             token_type_ids: (N,) int64; None: all of type 0.
-            perturbation: acts on the (N, C) sum before its LayerNorm (SiFT).
+            perturbation: acts on the (N, C) sum before its LayerNorm; or takes the place of the sum, which is then not
+                computed.
 
         Returns:
             (N, C).
         """
+        if isinstance(perturbation, Tensor):
+            return self.dropout(self.norm(perturbation))
         total = self.word(input_ids)  # (N, E)
         if self.position is not None:
             total = total + self.position(checked_positions(packing, self.position))

@@ -142,8 +142,8 @@ def model_folder(source: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
-def has_masked_language_model(source: str | Path) -> bool:
-    """Whether a folder or hub name says that its model predicts masked tokens.
+def architecture_of(source: str | Path) -> str:
+    """Transformers' class of the model in a folder or on the hub, without its family's prefix: "ForMaskedLM".
 
     Raises:
         InputError: no such model, or no configuration in it.
@@ -153,7 +153,16 @@ def has_masked_language_model(source: str | Path) -> bool:
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder} holds no readable config.json.") from error
-    return architectures[0].endswith("ForMaskedLM")
+    return architectures[0].removeprefix("DebertaV2").removeprefix("Deberta")
+
+
+def has_masked_language_model(source: str | Path) -> bool:
+    """Whether a folder or hub name says that its model predicts masked tokens.
+
+    Raises:
+        InputError: see :func:`architecture_of`.
+    """
+    return architecture_of(source) == "ForMaskedLM"
 
 
 def read_config(folder: Path, v1: bool) -> DebertaConfig:

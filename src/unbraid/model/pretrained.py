@@ -16,7 +16,7 @@ from torch.nn import functional
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
 from unbraid.model.dropout import Dropout
-from unbraid.model.embeddings import Embeddings
+from unbraid.model.embeddings import Embeddings, Perturbation
 from unbraid.model.encoder import Encoder, Layer, Relative
 from unbraid.model.folder import Pretrained
 from unbraid.model.heads import MaskDecoder, Pooler, ReplacedTokenHead, VocabularyHead
@@ -100,7 +100,7 @@ class Deberta(Pretrained):
         *,
         num_layers: int | None = None,
         causal: bool = False,
-        perturbation: Callable[[Tensor], Tensor] | None = None,
+        perturbation: Perturbation | None = None,
         visit: Callable[[Layer, Tensor, Relative], None] | None = None,
     ) -> tuple[Tensor, Relative]:
         """Packed states (N, C) after ``num_layers`` layers (all by default), and the relative positions.
@@ -319,7 +319,7 @@ class DebertaForSequenceClassification(_Head):
         *,
         labels: Tensor | None = None,
         packing: Packing | None = None,
-        perturbation: Callable[[Tensor], Tensor] | None = None,
+        perturbation: Perturbation | None = None,
     ) -> HeadOutput:
         """Scores each sequence.
 
@@ -329,7 +329,7 @@ class DebertaForSequenceClassification(_Head):
             token_type_ids: the shape of input_ids, or None.
             labels: (B,) ids; (B,) float for regression; (B, labels) 0 or 1 for multi-label.
             packing: of packed input_ids.
-            perturbation: acts on the packed embeddings before their LayerNorm (SiFT).
+            perturbation: of the packed embeddings before their LayerNorm; see :meth:`Embeddings.forward`.
 
         Returns:
             logits (B, labels), zeros for a sequence of padding only; the mean loss that ``config.problem_type`` asks
@@ -373,6 +373,7 @@ class DebertaForTokenClassification(_Head):
         *,
         labels: Tensor | None = None,
         packing: Packing | None = None,
+        perturbation: Perturbation | None = None,
     ) -> HeadOutput:
         """Scores each token.
 
@@ -382,6 +383,7 @@ class DebertaForTokenClassification(_Head):
             token_type_ids: the shape of input_ids, or None.
             labels: the shape of input_ids, ids; -100 = not counted. Labels at padding are not read.
             packing: of packed input_ids.
+            perturbation: of the packed embeddings before their LayerNorm; see :meth:`Embeddings.forward`.
 
         Returns:
             logits (B, T, labels), zeros at padding, or (N, labels); the mean cross entropy if labels were given.
@@ -390,7 +392,8 @@ class DebertaForTokenClassification(_Head):
             InputError: see :meth:`Deberta.forward`; or a label out of range.
         """
         inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
-        logits = self.classifier(self.dropout(self.deberta.encode(inputs)[0]))
+        states, _ = self.deberta.encode(inputs, perturbation=perturbation)
+        logits = self.classifier(self.dropout(states))
         loss = None
         if labels is not None:
             rows = inputs.rows(labels, "labels")
@@ -420,6 +423,7 @@ class DebertaForQuestionAnswering(_Head):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         packing: Packing | None = None,
+        perturbation: Perturbation | None = None,
     ) -> SpanOutput:
         """Scores each token as the first and as the last of the answer.
 
@@ -431,12 +435,13 @@ class DebertaForQuestionAnswering(_Head):
                 -100 = not counted.
             end_positions: (B,) likewise, of its last token.
             packing: of packed input_ids.
+            perturbation: of the packed embeddings before their LayerNorm; see :meth:`Embeddings.forward`.
 
         Raises:
             InputError: see :meth:`Deberta.forward`; or a position out of range.
         """
         inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
-        logits = self.spans(self.deberta.encode(inputs)[0])
+        logits = self.spans(self.deberta.encode(inputs, perturbation=perturbation)[0])
         lowest = torch.finfo(logits.dtype).min
         start, end = logits.unbind(-1)
         loss = None
@@ -474,6 +479,7 @@ class DebertaForMultipleChoice(_Head):
         labels: Tensor | None = None,
         packing: Packing | None = None,
         num_choices: int | None = None,
+        perturbation: Perturbation | None = None,
     ) -> HeadOutput:
         """Scores each choice.
 
@@ -485,6 +491,7 @@ class DebertaForMultipleChoice(_Head):
             labels: (B,) the number of the right choice.
             packing: of packed input_ids.
             num_choices: K, for packed input.
+            perturbation: of the packed embeddings before their LayerNorm; see :meth:`Embeddings.forward`.
 
         Returns:
             logits (B, K), the dtype's lowest value where there is no choice; the mean cross entropy if labels were
@@ -503,7 +510,7 @@ class DebertaForMultipleChoice(_Head):
         elif not num_choices or packing.batch_size % num_choices:
             raise InputError(f"num_choices is {num_choices}, but {packing.batch_size} sequences are packed.")
         inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
-        states, _ = self.deberta.encode(inputs)
+        states, _ = self.deberta.encode(inputs, perturbation=perturbation)
         logits = self.classifier(self.dropout(self.pooler(states, inputs.packing))).squeeze(-1)
         logits = torch.where(inputs.packing.offsets.diff() > 0, logits, torch.finfo(logits.dtype).min)
         logits = logits.view(-1, num_choices)

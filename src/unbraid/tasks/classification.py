@@ -1,4 +1,4 @@
-"""Classification and regression of texts and pairs of texts.
+"""Classification, multi-label classification and regression of texts and pairs of texts.
 
 Examples are encoded once, streamed in shuffled micro-batches for training, and scored in one pass for evaluation.
 A model with one label is a regression, as everywhere in the field.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,50 +17,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from unbraid.errors import InputError
-from unbraid.metrics import classification_metrics, regression_metrics
+from unbraid.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from unbraid.model.config import DebertaConfig
+from unbraid.model.embeddings import Perturbation
 from unbraid.model.pretrained import DebertaForSequenceClassification
-from unbraid.objective import Loss, Objective
-from unbraid.tasks.examples import Example
-from unbraid.text.batch import Batch, pack
+from unbraid.objective import Loss
+from unbraid.tasks.batches import EncodedExamples
+from unbraid.tasks.examples import Example, read_examples
+from unbraid.tasks.labels import training_labels
+from unbraid.tasks.objective import Outputs, TaskObjective, symmetric_kl
+from unbraid.tasks.task import Task
+from unbraid.text.batch import Batch
 from unbraid.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 1024  # examples tokenised at once; their character offsets are dropped before the next
-_WINDOW = 32  # micro-batches among which examples of like length are grouped
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedExamples:
-    """Examples as token ids.
-
-    Attributes:
-        ids: one (length,) int32 array an example, special tokens included.
-        segments: one (length,) int8 array an example: 1 for the tokens of the second text.
-        labels: (n,) int64 class ids, or (n,) float32 scores.
-        num_truncated: how many examples were longer than allowed and lost their end.
-    """
-
-    ids: list[np.ndarray]
-    segments: list[np.ndarray]
-    labels: Tensor
-    num_truncated: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(n,) int64, in tokens."""
-        return np.array([len(ids) for ids in self.ids])
-
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Packs some examples, (B,) int indices, in their order."""
-        return pack(
-            [self.ids[row].tolist() for row in rows],
-            self.labels[torch.from_numpy(rows)],
-            [self.segments[row].tolist() for row in rows],
-        )
 
 
 def encode_examples(
@@ -89,56 +62,34 @@ def encode_examples(
         targets = torch.tensor([example.label for example in examples], dtype=torch.float32)
     else:
         ids_of = {label: index for index, label in enumerate(labels)}
-        targets = torch.tensor([ids_of[str(example.label)] for example in examples], dtype=torch.int64)
+        targets = torch.stack([_target(example.label, ids_of) for example in examples])
     return EncodedExamples(ids, segments, targets, num_truncated)
 
 
-class TaskBatches:
-    """The endless stream of training micro-batches; each is a pure function of its index and the seed.
-
-    Every epoch shuffles anew. Within windows of the shuffled examples those of like length share a micro-batch,
-    because backends that pad do so to its longest; the micro-batches are then shuffled again.
-
-    Attributes:
-        per_epoch: micro-batches in an epoch, among them one smaller than the others if they do not come out even.
-    """
-
-    def __init__(self, data: EncodedExamples, batch_size: int, seed: int):
-        self.data = data
-        self.batch_size = batch_size
-        self.seed = seed
-        self.per_epoch = -(-len(data) // batch_size)
-        self._lengths = data.lengths
-        self._epoch = (-1, self._batches(0))
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        generator = np.random.default_rng([self.seed, epoch])
-        order = generator.permutation(len(self.data))
-        window = self.batch_size * _WINDOW
-        batches = []
-        for start in range(0, len(order), window):
-            near = order[start : start + window]
-            near = near[np.argsort(self._lengths[near], kind="stable")]
-            batches += [near[at : at + self.batch_size] for at in range(0, len(near), self.batch_size)]
-        return [batches[index] for index in generator.permutation(len(batches))]
-
-    def __getitem__(self, index: int) -> Batch:
-        """Micro-batch ``index``, counted from the beginning of training."""
-        epoch, step = divmod(index, self.per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._batches(epoch))
-        return self.data.batch(self._epoch[1][step])
+def _target(label: object, ids_of: dict[str, int]) -> Tensor:
+    """A class id, () int64; of several labels at once 0 or 1 for each there is, (labels,) float32."""
+    if not isinstance(label, tuple):
+        return torch.tensor(ids_of[str(label)])
+    target = torch.zeros(len(ids_of))
+    target[[ids_of[name] for name in label]] = 1.0
+    return target
 
 
-class SequenceClassification(Objective):
-    """Cross entropy of the classes, or the squared error of the scores of a model with one label."""
+class SequenceClassification(TaskObjective):
+    """Cross entropy of the classes, or of each of several labels; or the squared error of the one score of a model."""
 
     def __init__(self, model: DebertaForSequenceClassification):
         super().__init__()
         self.model = model
 
-    def loss(self, batch: Batch) -> Loss:
-        """The loss of one batch, labels (B,) int64 or float32; for classes also how many are right.
+    def outputs(self, batch: Batch, perturbation: Perturbation | None = None) -> Outputs:
+        """Logits (B, num_labels)."""
+        return (_logits(self.model, batch, perturbation),)
+
+    def loss_from(self, outputs: Outputs, batch: Batch) -> Loss:
+        """The loss of one batch, labels (B,) int64 or float32, or (B, labels) 0 or 1, of which the mean counts.
+
+        For classes also how many are right.
 
         Raises:
             InputError: a batch without labels.
@@ -146,55 +97,134 @@ class SequenceClassification(Objective):
         labels = batch.labels
         if labels is None:
             raise InputError("the batch has no labels to learn from; give it one an example.")
-        logits = _logits(self.model, batch)
+        (logits,) = outputs
         parts = {}
         if not labels.is_floating_point():
             parts["correct"] = (logits.detach().argmax(-1) == labels).sum().float()
         return Loss(_sum_of_losses(logits, labels), parts, len(labels))
 
-
-@torch.no_grad()
-def evaluate(
-    model: DebertaForSequenceClassification, data: EncodedExamples, *, batch_size: int = 32
-) -> dict[str, float]:
-    """The mean loss and the metrics of a model over a data set.
-
-    The model runs in evaluation mode, and is then put back into the mode it was in.
-
-    Args:
-        model: of as many labels as the data has, or of one for scores.
-        data: the examples.
-        batch_size: examples at a time, grouped by length.
-
-    Returns:
-        ``loss``, and what :mod:`unbraid.metrics` has for the kind of task.
-    """
-    device = next(model.parameters()).device
-    order = np.argsort(data.lengths, kind="stable")
-    training = model.training
-    model.eval()
-    try:
-        logits = torch.cat(
-            [
-                _logits(model, data.batch(order[start : start + batch_size]).to(device)).cpu()
-                for start in range(0, len(order), batch_size)
-            ]
-        )  # (n, num_labels)
-    finally:
-        model.train(training)
-    labels = data.labels[torch.from_numpy(order)]
-    loss = float(_sum_of_losses(logits.double(), labels)) / len(labels)
-    if labels.is_floating_point():
-        return {"loss": loss, **regression_metrics(logits.squeeze(-1).numpy(), labels.numpy())}
-    return {"loss": loss, **classification_metrics(logits.argmax(-1).numpy(), labels.numpy(), logits.shape[-1])}
+    def divergence(self, clean: Outputs, perturbed: Outputs, batch: Batch) -> Tensor:
+        """The symmetric KL of the classes (the mean over several labels), or the squared difference of the scores."""
+        (clean_logits,), (perturbed_logits,) = clean, perturbed
+        if batch.labels is not None and batch.labels.dim() == 2:
+            yes_or_no = (
+                torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (clean_logits, perturbed_logits)
+            )
+            return symmetric_kl(*yes_or_no).mean(-1).sum()
+        if clean_logits.shape[-1] == 1:
+            return functional.mse_loss(clean_logits, perturbed_logits, reduction="sum")
+        return symmetric_kl(clean_logits, perturbed_logits).sum()
 
 
-def _logits(model: DebertaForSequenceClassification, batch: Batch) -> Tensor:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Task[Example, EncodedExamples]):
+    """One of several classes for a text or a pair of texts."""
+
+    head = DebertaForSequenceClassification
+    new = ("pooler", "classifier")
+    has_classes = True
+
+    @classmethod
+    def fits(cls, config: DebertaConfig) -> bool:
+        """See :meth:`Task.fits`."""
+        return config.num_labels > 1 and config.problem_type != "multi_label_classification"
+
+    def read(self, source: str) -> list[Example]:
+        """See :meth:`Task.read`."""
+        return read_examples(source, self.data, kind="classification", labels=self.labels)
+
+    def labelled(self, examples: Sequence[Example], source: str) -> Self:
+        """See :meth:`Task.labelled`."""
+        labels = self.labels or training_labels((str(example.label) for example in examples), source)
+        return dataclasses.replace(self, labels=labels)
+
+    def model_fields(self) -> dict[str, Any]:
+        """See :meth:`Task.model_fields`."""
+        return {"id2label": dict(enumerate(self.labels or ())), "problem_type": "single_label_classification"}
+
+    def encode(self, examples: Sequence[Example], tokenizer: Tokenizer) -> EncodedExamples:
+        """See :meth:`Task.encode`."""
+        return encode_examples(examples, tokenizer, labels=self.labels, max_length=self.max_length)
+
+    def objective(self, model: DebertaForSequenceClassification) -> TaskObjective:
+        """See :meth:`Task.objective`."""
+        return SequenceClassification(model)
+
+    def answers(self, outputs: Outputs, batch: Batch) -> Sequence[Tensor]:  # noqa: ARG002, each row has one
+        """The logits of each text."""
+        return outputs[0].cpu().unbind()
+
+    def score(self, data: EncodedExamples, answers: list[Tensor]) -> dict[str, float]:
+        """See :func:`classification_metrics`."""
+        logits = torch.stack(answers)  # (n, num_labels)
+        return classification_metrics(logits.argmax(-1).numpy(), data.labels.numpy(), logits.shape[-1])
+
+
+class MultiLabel(Classification):
+    """Any number of labels for a text or a pair of texts."""
+
+    @classmethod
+    def fits(cls, config: DebertaConfig) -> bool:
+        """See :meth:`Task.fits`."""
+        return config.problem_type == "multi_label_classification"
+
+    def read(self, source: str) -> list[Example]:
+        """See :meth:`Task.read`."""
+        return read_examples(source, self.data, kind="multi-label", labels=self.labels)
+
+    def labelled(self, examples: Sequence[Example], source: str) -> Self:
+        """See :meth:`Task.labelled`."""
+        found = {name for example in examples if isinstance(example.label, tuple) for name in example.label}
+        return dataclasses.replace(self, labels=self.labels or training_labels(found, source))
+
+    def model_fields(self) -> dict[str, Any]:
+        """See :meth:`Task.model_fields`."""
+        return {**super().model_fields(), "problem_type": "multi_label_classification"}
+
+    def score(self, data: EncodedExamples, answers: list[Tensor]) -> dict[str, float]:
+        """See :func:`multi_label_metrics`; a label is predicted from a probability of one half on."""
+        return multi_label_metrics((torch.stack(answers) >= 0).numpy(), data.labels.numpy() > 0)
+
+
+class Regression(Classification):
+    """A number for a text or a pair of texts."""
+
+    has_classes = False
+
+    @classmethod
+    def fits(cls, config: DebertaConfig) -> bool:
+        """See :meth:`Task.fits`."""
+        return config.num_labels == 1
+
+    def read(self, source: str) -> list[Example]:
+        """See :meth:`Task.read`."""
+        return read_examples(source, self.data, kind="regression")
+
+    def labelled(self, examples: Sequence[Example], source: str) -> Self:  # noqa: ARG002, there are no classes
+        """See :meth:`Task.labelled`."""
+        return self
+
+    def model_fields(self) -> dict[str, Any]:
+        """See :meth:`Task.model_fields`."""
+        return {"id2label": {0: "score"}, "problem_type": "regression"}
+
+    def score(self, data: EncodedExamples, answers: list[Tensor]) -> dict[str, float]:
+        """See :func:`regression_metrics`."""
+        return regression_metrics(torch.cat(answers).numpy(), data.labels.numpy())
+
+
+def _logits(model: DebertaForSequenceClassification, batch: Batch, perturbation: Perturbation | None = None) -> Tensor:
     """(B, num_labels) float32."""
-    return model(batch.input_ids, packing=batch.packing, token_type_ids=batch.token_type_ids).logits.float()
+    output = model(
+        batch.input_ids, packing=batch.packing, token_type_ids=batch.token_type_ids, perturbation=perturbation
+    )
+    return output.logits.float()
 
 
 def _sum_of_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.dim() == 2:
+        losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+        return losses.mean(-1).sum()
     if labels.is_floating_point():
         return functional.mse_loss(logits.view_as(labels), labels.to(logits.dtype), reduction="sum")
     return functional.cross_entropy(logits, labels, reduction="sum")

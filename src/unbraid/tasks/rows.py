@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -51,14 +52,7 @@ class Row:
         Raises:
             InputError: no such column, no value, no text, or lone surrogates in it.
         """
-        value = self.cell(column)
-        if not isinstance(value, str):
-            raise InputError(f"{self.place}: column {column!r} holds {value!r}, which is not a text.")
-        if _SURROGATE.search(value):
-            raise InputError(
-                f"{self.place}: column {column!r} holds half of a surrogate pair; write the character whole."
-            )
-        return value
+        return _text(self.cell(column), f"{self.place}: column {column!r}")
 
     def name(self, column: str) -> str:
         """The name of a class; whole numbers and truth values are written as JSON writes them.
@@ -71,16 +65,44 @@ class Row:
         Raises:
             InputError: no such column, no value, or nothing that names a class.
         """
+        return _name(self.cell(column), f"{self.place}: column {column!r}")
+
+    def items(self, column: str) -> list[Any]:
+        """A list; a text, as a cell of CSV is, is read as JSON.
+
+        >>> Row("a.csv, line 2", {"words": '["a", "b"]'}).items("words")
+        ['a', 'b']
+
+        Raises:
+            InputError: no such column, no value, or no list.
+        """
         value = self.cell(column)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        name = value if isinstance(value, str) else json.dumps(value) if isinstance(value, bool | int) else ""
-        if not name:
-            raise InputError(
-                f"{self.place}: column {column!r} holds {value!r}, which names no class; "
-                "fill it in, or choose the kind regression for scores."
-            )
-        return name
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(value)
+        if not isinstance(value, list):
+            raise InputError(f"{self.place}: column {column!r} holds {value!r}, which is not a list.")
+        return value
+
+    def texts(self, column: str) -> list[str]:
+        """A list of texts.
+
+        Raises:
+            InputError: no such column, no value, no list, or something else in it than texts.
+        """
+        items = self.items(column)
+        place = f"{self.place}: column {column!r}"
+        return [_text(item, place) for item in items]
+
+    def names(self, column: str) -> list[str]:
+        """A list of names of classes; see :meth:`name`.
+
+        Raises:
+            InputError: no such column, no value, no list, or something in it that names no class.
+        """
+        items = self.items(column)
+        place = f"{self.place}: column {column!r}"
+        return [_name(item, place) for item in items]
 
     def number(self, column: str) -> float:
         """A finite number.
@@ -96,6 +118,25 @@ class Row:
         if not math.isfinite(number):
             raise InputError(f"{self.place}: column {column!r} holds {value!r}, which is not a finite number.")
         return number
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{place} holds {value!r}, which is not a text.")
+    if _SURROGATE.search(value):
+        raise InputError(f"{place} holds half of a surrogate pair; write the character whole.")
+    return value
+
+
+def _name(value: Any, place: str) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    name = value if isinstance(value, str) else json.dumps(value) if isinstance(value, bool | int) else ""
+    if not name:
+        raise InputError(
+            f"{place} holds {value!r}, which names no class; fill it in, or choose the kind regression for scores."
+        )
+    return name
 
 
 def read_rows(source: str, *, dataset: str | None = None, subset: str | None = None) -> Iterator[Row]:
@@ -127,7 +168,7 @@ def _read_file(path: Path) -> Iterator[Row]:
     return _READERS[suffix](path)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, with their ends, without a byte order mark."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -144,7 +185,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
-    reader = csv.reader(_lines(path), strict=True)
+    reader = csv.reader(read_lines(path), strict=True)
     header: list[str] = []
     while True:
         line = reader.line_num + 1
@@ -161,7 +202,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 def _read_tsv(path: Path) -> Iterator[Row]:
     header: list[str] = []
-    for line, text in enumerate(_lines(path), 1):
+    for line, text in enumerate(read_lines(path), 1):
         cells = text.rstrip("\r\n").split("\t")
         if header and cells != [""]:
             yield _table_row(path, line, header, cells)
@@ -176,7 +217,7 @@ def _table_row(path: Path, line: int, header: list[str], cells: list[str]) -> Ro
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
-    for line, text in enumerate(_lines(path), 1):
+    for line, text in enumerate(read_lines(path), 1):
         if not text.strip():
             continue
         try:

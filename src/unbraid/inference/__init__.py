@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NotRequired, Self, TypedDict, TypeVar
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from unbraid.errors import InputError
+from unbraid.inference.windows import Sequential
 from unbraid.model.precision import Precision, set_precision
 from unbraid.model.pretrained import (
     Deberta,
@@ -35,13 +36,15 @@ _PATIENCE_S = 2.0
 class Prediction(TypedDict):
     """What a classifier says of one text or pair.
 
-    A regression model has the score alone.
+    A regression model has the score alone, a multi-label model all but label and score.
     """
 
     label: NotRequired[str]
     """The most probable class."""
-    score: float
-    """Its probability; of a regression model the score itself."""
+    labels: NotRequired[list[str]]
+    """Of a multi-label model, the classes that are more probable than not, in the order of their ids."""
+    score: NotRequired[float]
+    """The probability of the label; of a regression model the score itself."""
     scores: NotRequired[dict[str, float]]
     """The probability of every class."""
     truncated: bool
@@ -72,13 +75,15 @@ class Predictor:
     """A model, its tokenizer, and how much text to give it at a time.
 
     Itself it encodes; a subclass names the model that it reads, says in :meth:`read` what it takes from its output,
-    and has a ``predict`` that puts this into words.
+    and in :meth:`predict` puts this into words.
 
     Attributes:
         head: the class of its models.
+        columns: what the columns of its texts and of its pairs, if it needs these, are usually called.
     """
 
     head: type[Pretrained] = Deberta
+    columns: tuple[str, str | None] = ("text", None)
 
     def __init__(
         self, model: Pretrained, tokenizer: Tokenizer, *, max_length: int | None = None, tokens_per_batch: int = 8192
@@ -124,7 +129,11 @@ class Predictor:
         set_precision(model, precision)
         return cls(model, tokenizer, max_length=max_length, tokens_per_batch=tokens_per_batch)
 
-    def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Tensor]:
+    def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> Sequence[Mapping[str, Any]]:
+        """What the model says of each text or pair, in words, as JSON can hold it; in their order."""
+        raise NotImplementedError
+
+    def outputs(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Tensor]:
         """What the model says of each text or pair, in their order, float32 on the CPU.
 
         Returns:
@@ -148,14 +157,14 @@ class Predictor:
         return self.tokenizer.encode_batch(texts, pairs, max_length=self.max_length)
 
     @torch.no_grad()
-    def map(self, read: Callable[[Batch], Iterable[Answer]], encodings: Sequence[Encoding]) -> list[Answer]:
+    def map(self, read: Callable[[Batch], Iterable[Answer]], encodings: Sequence[Sequential]) -> list[Answer]:
         """Reads encodings in batches of like length, and puts the answers into the encodings' order.
 
         On a terminal, work of more than two seconds shows its progress.
 
         Args:
             read: a packed batch on the model's device to an answer for each of its texts, e.g. :meth:`read`.
-            encodings: of any number and length, in any order.
+            encodings: texts or windows of texts, of any number and length, in any order.
         """
         self.model.eval()
         device = next(self.model.parameters()).device
@@ -234,7 +243,7 @@ class Classifier(Predictor):
         """Classifies texts, or pairs of texts, in their order.
 
         Raises:
-            InputError: see :meth:`outputs`; or a model that gives a text several labels at once.
+            InputError: see :meth:`outputs`.
         """
         encodings = self.encode(texts, pairs)
         answers = zip(self.map(self.read, encodings), encodings, strict=True)
@@ -242,16 +251,23 @@ class Classifier(Predictor):
 
     def read(self, batch: Batch) -> Sequence[Tensor]:
         """See :meth:`Predictor.read`."""
-        if self.model.config.problem_type == "multi_label_classification":
-            raise InputError("this model gives a text several labels at once; Classifier serves models that give one.")
         logits = _run(self.model, batch).logits.float().cpu()
+        if self._several:
+            return logits.sigmoid().unbind()
         return (logits if logits.shape[1] == 1 else logits.softmax(-1)).unbind()
 
+    @property
+    def _several(self) -> bool:
+        return self.model.config.problem_type == "multi_label_classification"
+
     def _prediction(self, output: Tensor, truncated: bool) -> Prediction:
-        if len(output) == 1:
-            return {"score": output.item(), "truncated": truncated}
         names = self.model.config.id2label
         scores = {names[index]: probability for index, probability in enumerate(output.tolist())}
+        if self._several:
+            likely = [name for name, probability in scores.items() if probability >= 0.5]
+            return {"labels": likely, "scores": scores, "truncated": truncated}
+        if len(output) == 1:
+            return {"score": output.item(), "truncated": truncated}
         label, score = max(scores.items(), key=itemgetter(1))
         return {"label": label, "score": score, "scores": scores, "truncated": truncated}
 

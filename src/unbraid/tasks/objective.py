@@ -1,0 +1,58 @@
+"""What every kind of task is trained for, in the parts that SiFT puts together anew."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from unbraid.model.embeddings import Perturbation
+from unbraid.objective import Loss, Objective
+from unbraid.text.batch import Batch
+
+Outputs = tuple[Tensor, ...]
+"""The logits of a model, float32; one tensor for each of its answers (two for the ends of a span)."""
+
+
+class TaskObjective(Objective):
+    """An objective whose loss can be taken of outputs already at hand, and whose outputs can be compared."""
+
+    def outputs(self, batch: Batch, perturbation: Perturbation | None = None) -> Outputs:
+        """Runs the model.
+
+        Args:
+            batch: of the task.
+            perturbation: for the model; see :meth:`unbraid.model.embeddings.Embeddings.forward`.
+        """
+        raise NotImplementedError
+
+    def loss_from(self, outputs: Outputs, batch: Batch) -> Loss:
+        """The loss of what :meth:`outputs` answered for a batch."""
+        raise NotImplementedError
+
+    def divergence(self, clean: Outputs, perturbed: Outputs, batch: Batch) -> Tensor:
+        """How far two outputs for a batch are apart, () float32: a sum over what :class:`Loss` counts."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        return self.loss_from(self.outputs(batch), batch)
+
+
+def symmetric_kl(clean: Tensor, perturbed: Tensor) -> Tensor:
+    """Two cross entropies between distributions, either way round, whose weights bear no gradient.
+
+    So the gradient with respect to the logits is the difference of the probabilities, in either of the two. The value
+    is that of KL(p || q) + KL(q || p) plus both entropies. Where a logit is the lowest number of its dtype, there is
+    nothing to choose; infinite ones are not allowed.
+
+    Args:
+        clean: (..., K) logits.
+        perturbed: likewise.
+
+    Returns:
+        (...), nats.
+
+    Source: microsoft/DeBERTa sift/sift.py: symmetric_kl at 4d7fe0b.
+    """
+    p, q = functional.log_softmax(clean, -1), functional.log_softmax(perturbed, -1)
+    return -(p.exp().detach() * q + q.exp().detach() * p).sum(-1)
