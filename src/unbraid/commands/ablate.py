@@ -192,7 +192,7 @@ def train(
     def timed(training: TrainingConfig) -> TrainingConfig:
         if ends is None:
             return training
-        return dataclasses.replace(training, max_minutes=max((ends - time.monotonic()) / 60, 1e-3))
+        return dataclasses.replace(training, max_minutes=max((ends - time.monotonic()) / 60, 1e-9))
 
     pretrained = pretraining(config, name, seed)
     if not is_pretrained(Path(pretrained.output)):
