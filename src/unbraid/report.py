@@ -62,7 +62,7 @@ def curves(
     """A line for each name, ``(x values, y values)``, and a dashed level for each of ``levels``; an HTML image."""
     figure = Figure((8, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (name, (at, values)) in zip(COLOURS, series.items(), strict=False):
+    for colour, (name, (at, values)) in zip(COLOURS, series.items(), strict=False):  # more colours than lines
         axes.plot(at, values, label=name, color=colour, marker="o" if len(at) < 40 else None, markersize=3)
     for name, level in (levels or {}).items():
         axes.axhline(level, label=name, color="#777", linestyle="--", linewidth=1)

@@ -18,7 +18,7 @@ def run_updates(toys, toy, solver, *, done=0, until=None, batches=None, scale=1.
     cpu = torch.device("cpu")
     phases = prepare(toy, config, cpu, [scale for _ in toy.phases])
     source = updates(phases, batches or toys.Stream(), config, solver, cpu, done, 4, lambda: False)
-    return [update for _, update in zip(range(until or 4 - done), source, strict=False)]
+    return [update for _, update in zip(range(until or 4 - done), source, strict=False)]  # stops early
 
 
 def plain_sgd(toy, lr=0.0):

@@ -287,7 +287,7 @@ def together(processes, work):
                 os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
             try:
                 work(rank)
-            except BaseException:
+            except BaseException:  # whatever it is, the child must not run the parent's tests
                 traceback.print_exc()
                 sys.stderr.flush()
                 os._exit(1)

@@ -52,6 +52,7 @@ def _backward(ctx, out_grad, _softmax_grad):
     gradients = torch.ops.unbraid.attention_backward(
         out_grad.contiguous(), out, softmax, *tensors, ctx.dropout_p, ctx.causal
     )
+    # A gradient for each tensor input; the layout after them has none.
     wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False))
     return (*wanted, *[None] * 8)
 

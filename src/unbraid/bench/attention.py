@@ -227,7 +227,7 @@ def _disentangled_flash(problem: Problem) -> Forward:
         TorchPositionPlan,
         _torch_disentangled_attention,
     )
-    from disentangled_flash.position import SharedPositionPlanCache  # pyright: ignore[reportMissingImports]
+    from disentangled_flash.position import SharedPositionPlanCache  # pyright: ignore[reportMissingImports], see above
 
     config, (batch, length) = problem.config, problem.mask.shape
     heads, size = config.num_attention_heads, config.head_size

@@ -46,7 +46,7 @@ def facts() -> dict[str, str]:
     packing = Packing.from_lengths([1])
     chosen = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SlowAttentionWarning)
+        warnings.simplefilter("ignore", SlowAttentionWarning)  # the reason is shown in its place
         for dtype in (torch.float32, torch.bfloat16):
             name, reason = choose(torch.zeros(1, 1, 1, dtype=dtype), packing, packing)
             chosen[f"attention, {str(dtype).removeprefix('torch.')}"] = f"{name}: {reason}"

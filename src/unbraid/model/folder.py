@@ -108,7 +108,7 @@ class Pretrained(nn.Module):
         return model.eval()
 
     def _assign(self, tensors: dict[str, Tensor]) -> None:
-        self.load_state_dict(tensors, strict=False, assign=True)
+        self.load_state_dict(tensors, strict=False, assign=True)  # what is missing was checked or starts fresh
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which transformers' ``AutoModel...`` classes read as well.

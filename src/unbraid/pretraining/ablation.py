@@ -47,6 +47,7 @@ class Variant:
 
 
 def _paper(*scores: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+    # The later tables leave the last benchmarks out.
     return {name: values for name, values in zip(BENCHMARKS, scores, strict=False) if values}
 
 

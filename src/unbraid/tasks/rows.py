@@ -78,7 +78,7 @@ class Row:
         """
         value = self.cell(column)
         if isinstance(value, str):
-            with contextlib.suppress(ValueError, RecursionError):
+            with contextlib.suppress(ValueError, RecursionError):  # no JSON is no list, as is told below
                 value = json.loads(value)
         if not isinstance(value, list):
             raise InputError(f"{self.place}: column {column!r} holds {value!r}, which is not a list.")
