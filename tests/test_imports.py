@@ -14,7 +14,8 @@ from unbraid.cli import VERBS
 PACKAGE = Path(__file__).parents[1] / "src" / "unbraid"
 BELOW = {"errors", "files", "hub", "packing", "objective", "processes"}
 MAY_IMPORT = {
-    **{room: set() for room in ("errors", "files")},
+    "errors": set(),
+    "files": {"errors"},
     "hub": {"errors"},
     "packing": {"errors"},
     "objective": set(),
@@ -34,7 +35,7 @@ MAY_IMPORT = {
         *("attention", "bench", "native", "training", "pretraining", "tasks", "inference", "report", "model", "text"),
         *BELOW,
     },
-    "cli": {"commands", "model", "errors"},
+    "cli": {"commands", "model", "errors", "files"},
     "__main__": {"cli"},
     "data": set(),
     "": None,

@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import os
 import sys
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from unbraid import __version__
 from unbraid.errors import InputError
+from unbraid.files import read_toml
 
 VERBS = {
     "demo": "train a small DeBERTa on real text in a few minutes and write a report",
@@ -105,12 +105,7 @@ def read_recipe(path: Path, config_class: type) -> dict[str, Any]:
     Raises:
         InputError: it is missing, is not TOML, or has a key that the configuration has not.
     """
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"there is no recipe {path}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a TOML file ({error}).") from error
+    recipe = read_toml(path)
     _check_keys(recipe, config_class, path)
     return recipe
 

@@ -1,11 +1,29 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Files that are whole or not there, whatever happens while they are written; and recipes."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+from unbraid.errors import InputError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The fields of a recipe.
+
+    Raises:
+        InputError: it is missing, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"there is no recipe {path}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a TOML file ({error}).") from error
 
 
 def write_atomically(folder: Path | str, write: Callable[[Path], object]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from unbraid.commands import finetune, pretrain
 from unbraid.errors import InputError
+from unbraid.files import read_toml
 from unbraid.model.config import DebertaConfig, explain
 from unbraid.pretraining.ablation import VARIANTS, Group, Name, Outcome, chosen, differences, rows_of, summary
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
@@ -158,12 +158,7 @@ def read_tasks(config: Config) -> dict[str, finetune.Config]:
 
     tasks = {}
     for path in map(Path, config.tasks):
-        try:
-            recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"there is no recipe {path}.") from error
-        except ValueError as error:
-            raise InputError(f"{path} is not a TOML file ({error}).") from error
+        recipe = read_toml(path)
         try:
             task = TypeAdapter(finetune.Config).validate_python({**recipe, "model": "", "output": ""})
         except ValidationError as error:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unbraid.errors import InputError
 from unbraid.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from unbraid.model.config import DebertaConfig
 from unbraid.model.embeddings import Perturbation
@@ -25,7 +24,7 @@ from unbraid.objective import Loss
 from unbraid.tasks.batches import EncodedExamples
 from unbraid.tasks.examples import Example, read_examples
 from unbraid.tasks.labels import training_labels
-from unbraid.tasks.objective import Outputs, TaskObjective, symmetric_kl
+from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch
 from unbraid.text.tokenizer import Tokenizer
@@ -94,9 +93,7 @@ class SequenceClassification(TaskObjective):
         Raises:
             InputError: a batch without labels.
         """
-        labels = batch.labels
-        if labels is None:
-            raise InputError("the batch has no labels to learn from; give it one an example.")
+        labels = labels_of(batch)
         (logits,) = outputs
         parts = {}
         if not labels.is_floating_point():

@@ -18,7 +18,7 @@ from unbraid.model.embeddings import Perturbation
 from unbraid.model.pretrained import DebertaForMultipleChoice
 from unbraid.objective import Loss
 from unbraid.tasks.config import DataConfig
-from unbraid.tasks.objective import Outputs, TaskObjective, symmetric_kl
+from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row, read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
@@ -102,26 +102,20 @@ class ChoiceObjective(TaskObjective):
             batch.input_ids,
             packing=batch.packing,
             token_type_ids=batch.token_type_ids,
-            num_choices=batch.packing.batch_size // len(_labels(batch)),
+            num_choices=batch.packing.batch_size // len(labels_of(batch)),
             perturbation=perturbation,
         )
         return (output.logits.float(),)
 
     def loss_from(self, outputs: Outputs, batch: Batch) -> Loss:
         """The sum over the questions; also how many are right."""
-        (logits,), labels = outputs, _labels(batch)
+        (logits,), labels = outputs, labels_of(batch)
         total = functional.cross_entropy(logits, labels, reduction="sum")
         return Loss(total, {"correct": (logits.detach().argmax(-1) == labels).sum().float()}, len(labels))
 
     def divergence(self, clean: Outputs, perturbed: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002, every question counts
         """The symmetric KL of the choices."""
         return symmetric_kl(clean[0], perturbed[0]).sum()
-
-
-def _labels(batch: Batch) -> Tensor:
-    if batch.labels is None:
-        raise InputError("the batch has no labels to learn from; give it one a question.")
-    return batch.labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from unbraid.errors import InputError
 from unbraid.model.embeddings import Perturbation
 from unbraid.objective import Loss, Objective
 from unbraid.text.batch import Batch
@@ -36,6 +37,17 @@ class TaskObjective(Objective):
     def loss(self, batch: Batch) -> Loss:
         """The loss of one batch."""
         return self.loss_from(self.outputs(batch), batch)
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The labels of a batch to learn from.
+
+    Raises:
+        InputError: it has none.
+    """
+    if batch.labels is None:
+        raise InputError("the batch has no labels to learn from; give it some.")
+    return batch.labels
 
 
 def symmetric_kl(clean: Tensor, perturbed: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unbraid.errors import InputError
 from unbraid.inference.answers import (
     Finding,
     QuestionWindow,
@@ -31,7 +30,7 @@ from unbraid.model.embeddings import Perturbation
 from unbraid.model.pretrained import DebertaForQuestionAnswering
 from unbraid.objective import Loss
 from unbraid.packing import Packing, pad
-from unbraid.tasks.objective import Outputs, TaskObjective, symmetric_kl
+from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.squad import Question, read_questions
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
@@ -124,12 +123,11 @@ class QuestionObjective(TaskObjective):
         Raises:
             InputError: a batch without labels.
         """
-        if batch.labels is None:
-            raise InputError("the batch has no labels to learn from; give it one a window.")
-        ends = batch.labels.unbind(-1)
+        labels = labels_of(batch)
+        ends = labels.unbind(-1)
         losses = [functional.cross_entropy(*both, reduction="sum") for both in zip(outputs, ends, strict=True)]
         right = [logits.detach().argmax(-1) == end for logits, end in zip(outputs, ends, strict=True)]
-        return Loss((losses[0] + losses[1]) / 2, {"correct": (right[0] & right[1]).sum().float()}, len(batch.labels))
+        return Loss((losses[0] + losses[1]) / 2, {"correct": (right[0] & right[1]).sum().float()}, len(labels))
 
     def divergence(self, clean: Outputs, perturbed: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002, every window counts
         """The mean of the symmetric KL of either end."""

@@ -23,7 +23,7 @@ from unbraid.model.embeddings import Perturbation
 from unbraid.model.pretrained import DebertaForTokenClassification
 from unbraid.objective import IGNORED, Loss
 from unbraid.tasks.labels import check_label, training_labels
-from unbraid.tasks.objective import Outputs, TaskObjective, symmetric_kl
+from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row, read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
@@ -108,21 +108,15 @@ class TokenObjective(TaskObjective):
         Raises:
             InputError: a batch without labels.
         """
-        (logits,), labels = outputs, _labels(batch)
+        (logits,), labels = outputs, labels_of(batch)
         total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         right = logits.detach().argmax(-1) == labels  # nothing is -100
         return Loss(total, {"correct": right.sum().float()}, int((labels != IGNORED).sum()))
 
     def divergence(self, clean: Outputs, perturbed: Outputs, batch: Batch) -> Tensor:
         """The symmetric KL of the words' labels."""
-        counted = _labels(batch) != IGNORED
+        counted = labels_of(batch) != IGNORED
         return symmetric_kl(clean[0][counted], perturbed[0][counted]).sum()
-
-
-def _labels(batch: Batch) -> Tensor:
-    if batch.labels is None:
-        raise InputError("the batch has no labels to learn from; give it one a token.")
-    return batch.labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
