@@ -43,8 +43,8 @@ class Config:
     """Folder to write."""
     vocab_size: Annotated[int, Field(ge=100)] = 6000
     """Tokens of the vocabulary."""
-    steps: Annotated[int, Field(ge=1)] = 360
-    """Steps of pretraining, 4,096 tokens each."""
+    steps: Annotated[int, Field(ge=1)] = 600
+    """Steps of pretraining, 2,048 tokens each."""
     epochs: Annotated[float, Field(gt=0)] = 2.0
     """Passes over the reviews."""
 
@@ -71,8 +71,8 @@ def run(config: Config) -> None:
     pretraining = pretrain.Config(
         output=str(output / "pretraining"),
         tokenizer=str(output / "tokenizer"),
-        evaluation_batches=8,
-        corpus=CorpusConfig(path=wikipedia, sequence_length=128, batch_tokens=4096),
+        evaluation_batches=16,
+        corpus=CorpusConfig(path=wikipedia, sequence_length=128, batch_tokens=2048),
         model=DebertaConfig(
             hidden_size=192,
             num_hidden_layers=4,
@@ -85,7 +85,7 @@ def run(config: Config) -> None:
         ),
         training=TrainingConfig(
             steps=config.steps,
-            optimizer=OptimizerConfig(learning_rate=2e-3, beta2=0.98),
+            optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.98),
             checkpoint_every=0.25,
         ),
     )
