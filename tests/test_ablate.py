@@ -236,6 +236,7 @@ def test_faults_are_told_before_anything_is_trained(place, tmp_path, capsys):
     (tmp_path / "worse.toml").write_text("[task\n")
     (tmp_path / "lost.toml").write_text(recipe.replace("train.tsv", "lost.tsv"))
     (tmp_path / "without.toml").write_text("[training]\nsteps = 3\n")
+    (tmp_path / "seeds.toml").write_text("seeds = [1, 2]\n" + recipe)
     (tmp_path / "pretraining.toml").write_text(recipe)
     (tmp_path / "towns.toml").write_text(recipe)
     cases = [
@@ -244,6 +245,7 @@ def test_faults_are_told_before_anything_is_trained(place, tmp_path, capsys):
         (["--tasks", tmp_path / "worse.toml"], "is not a TOML file"),
         (["--tasks", tmp_path / "lost.toml"], "lost.tsv"),
         (["--tasks", tmp_path / "without.toml"], "without.toml: task"),
+        (["--tasks", tmp_path / "seeds.toml"], "leave seeds and folds out"),
         (["--tasks", tmp_path / "pretraining.toml"], "cannot be called pretraining"),
         (["--tasks", tmp_path / "towns.toml", place / "towns.toml"], "recipes of the same name"),
         (["--variants", "mlm", "deberta"], "deberta and mlm are the same model here"),

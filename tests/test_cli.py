@@ -221,10 +221,10 @@ def test_finetune_evaluate_predict(kind, demo, reviews, tmp_path, capsys):
             assert lower["loss"] != again["loss"]
 
     # A pooler that was fine-tuned is kept by the next fine-tuning.
-    from unbraid.commands.finetune import has_pooler
+    from unbraid.commands.trial import holds
 
-    assert has_pooler(str(tmp_path / "run/best"))
-    assert not has_pooler(str(demo / "untrained"))
+    assert holds(str(tmp_path / "run/best"), "pooler")
+    assert not holds(str(demo / "untrained"), "pooler")
 
 
 def test_predict_fills_masks_from_standard_input(demo):

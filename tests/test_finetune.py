@@ -96,6 +96,27 @@ def choices() -> list[dict]:
     return rows
 
 
+def pairs_of_stretches() -> list[dict]:
+    """The class says what the second stretch is, a name or a place."""
+    rows = []
+    for number, (name, place) in enumerate(people()):
+        text, pair = f"{name} lives in {place}.", f"in {place} lives {name}."
+        word = name if number % 2 else place
+        spans = {"span1": [0, len(name)], "span2": [pair.index(word), pair.index(word) + len(word)]}
+        rows.append({"one": text, "other": pair, "label": ["place", "name"][number % 2], **spans})
+    return rows
+
+
+def clozes() -> list[dict]:
+    rows = []
+    for number, (name, place) in enumerate(people()):
+        context = f"{name} lives in {place}."
+        entities = [[0, len(name)], [len(context) - 1 - len(place), len(context) - 1]]
+        question, answer = ("where? in @placeholder", place) if number % 2 else ("@placeholder lives", name)
+        rows.append({"question": question, "context": context, "entities": entities, "answers": [answer]})
+    return rows
+
+
 class Case(NamedTuple):
     """One kind of task over one form of data."""
 
@@ -111,6 +132,8 @@ KINDS = {
     "several": Case("multi-label", several, [], "f1"),
     "squad": Case("question-answering", questions, [], "f1"),
     "choices": Case("multiple-choice", choices, [], "accuracy"),
+    "spans": Case("span-classification", pairs_of_stretches, ["text=one", "pair=other"], "accuracy"),
+    "entities": Case("entity-choice", clozes, [], "f1"),
     "squad2": Case("question-answering", unanswered, ["unanswerable"], "f1"),
 }
 
@@ -237,3 +260,44 @@ def test_predict_several_labels(finetuned, capsys):
     right = sum(set(row["labels"]) == set(each["label"]) for row, each in zip(rows, inputs, strict=True))
     scores = json.loads((folder / "results.json").read_text())
     assert right / len(rows) == pytest.approx(scores["dev"]["accuracy"])
+
+
+def test_predict_classes_of_stretches(finetuned, capsys):
+    folder, data = finetuned("spans")
+    capsys.readouterr()
+    columns = ["--text-column", "one", "--pair-column", "other"]
+    rows = run(capsys, "predict", folder / "best", "--file", data, *columns)
+    inputs = [json.loads(line) for line in data.read_text().splitlines()]
+    assert [row["input"] for row in rows] == [each["one"] for each in inputs]
+    assert sum(row["label"] == each["label"] for row, each in zip(rows, inputs, strict=True)) >= 16
+    unlabelled = data.with_name("new.jsonl")
+    unlabelled.write_text(json.dumps({"one": "a", "other": "b", "first": [0, 1], "second": [0, 1]}))
+    columns += ["--spans-columns", "first", "second"]
+    (row,) = run(capsys, "predict", folder / "best", "--file", unlabelled, *columns)
+    assert set(row["scores"]) == {"name", "place"}
+
+
+def test_predict_entities(finetuned, capsys):
+    folder, data = finetuned("entities")
+    capsys.readouterr()
+    rows = run(capsys, "predict", folder / "best", "--file", data)
+    inputs = [json.loads(line) for line in data.read_text().splitlines()]
+    assert [row["input"] for row in rows] == [each["question"] for each in inputs]
+    assert sum([row["entity"]] == each["answers"] for row, each in zip(rows, inputs, strict=True)) >= 16
+    for row, each in zip(rows, inputs, strict=True):
+        assert each["context"][row["start"] : row["end"]] == row["entity"]
+        assert len(row["scores"]) == 2
+    long = {"q": "@placeholder lives", "c": "it is. " * 60 + "Bob lives in Rome.", "marked": [[420, 423], [433, 437]]}
+    unlabelled = data.with_name("new.jsonl")
+    unlabelled.write_text(json.dumps(long))
+    columns = ["--text-column", "q", "--pair-column", "c", "--entities-column", "marked"]
+    (row,) = run(capsys, "predict", folder / "best", "--file", unlabelled, *columns)
+    assert set(row["scores"]) == {"Bob", "Rome"}
+
+
+@pytest.mark.parametrize("name", ["spans", "entities"])
+def test_stretches_come_from_a_table(name, finetuned, capsys):
+    folder, _ = finetuned(name)
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(folder / "best"), "Ann lives", "--pair", "in Rome"])
+    assert "read them from a table" in capsys.readouterr().err

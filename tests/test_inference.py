@@ -2,18 +2,16 @@
 
 import copy
 import dataclasses
-import io
 import itertools
 import re
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
-from unbraid import inference
 from unbraid.errors import InputError
-from unbraid.inference import Classifier, Difference, FillMask, Predictor, difference, group_by_length
+from unbraid.inference import Difference, FillMask, Predictor, difference, group_by_length
+from unbraid.inference.classes import Classifier
 from unbraid.model.config import DebertaConfig
 from unbraid.model.precision import set_precision
 from unbraid.model.pretrained import Deberta, DebertaForMaskedLM, DebertaForSequenceClassification
@@ -46,7 +44,7 @@ class WordTokenizer:
     def __len__(self):
         return 40
 
-    def encode_batch(self, texts, pairs=None, *, max_length):
+    def encode_batch(self, texts, pairs=None, *, max_length=1000):
         return [self.encode(*both, max_length) for both in zip(texts, pairs or [None] * len(texts), strict=True)]
 
     def number(self, words):
@@ -99,10 +97,11 @@ def trained(request):
 def test_classes(tokens_per_batch, paired):
     model, tokenizer = tiny(DebertaForSequenceClassification), WordTokenizer()
     pairs = TEXTS[::-1] if paired else None
-    predictions = Classifier(model, tokenizer, tokens_per_batch=tokens_per_batch).predict(TEXTS, pairs)
-    encodings = tokenizer.encode_batch(TEXTS, pairs, max_length=16)
-    assert [prediction["truncated"] for prediction in predictions] == [encoding.truncated for encoding in encodings]
-    for prediction, encoding in zip(predictions, encodings, strict=True):
+    classifier = Classifier(model, tokenizer, max_length=19, tokens_per_batch=tokens_per_batch)
+    predictions = classifier.predict(TEXTS, pairs)
+    for prediction, encoding in zip(predictions, tokenizer.encode_batch(TEXTS, pairs), strict=True):
+        assert list(prediction) == ["label", "score", "scores", "truncated"]
+        assert prediction["truncated"] is False
         expected = call(model, encoding)[0].softmax(-1).tolist()
         assert prediction["scores"] == pytest.approx({f"class {i}": p for i, p in enumerate(expected)}, rel=1e-4)
         assert prediction["label"] == f"class {np.argmax(expected)}"
@@ -121,21 +120,6 @@ def test_no_text_is_no_prediction():
     assert Classifier(tiny(DebertaForSequenceClassification), WordTokenizer()).predict([]) == []
     assert FillMask(tiny(DebertaForMaskedLM), WordTokenizer()).predict([]) == []
     assert Predictor(tiny(Deberta), WordTokenizer()).outputs([]) == []
-
-
-def test_what_is_cut_is_said():
-    classifier = Classifier(tiny(DebertaForSequenceClassification), WordTokenizer(), max_length=5)
-    assert [prediction["truncated"] for prediction in classifier.predict(TEXTS)] == [
-        True,
-        False,
-        False,
-        False,
-        False,
-        True,
-    ]
-    long = " ".join(["w5"] * 100)
-    assert Classifier(classifier.model, WordTokenizer()).predict([long])[0]["truncated"]
-    assert not Classifier(classifier.model, WordTokenizer(), max_length=200).predict([long])[0]["truncated"]
 
 
 def test_nothing_but_real_tokens_is_read_and_batches_stay_within_them():
@@ -343,15 +327,3 @@ def test_a_wrong_precision_is_one_sentence(trained, tmp_path):
 def test_masks_are_not_filled_in_pairs():
     with pytest.raises(InputError, match="single texts, no pairs"):
         FillMask(tiny(DebertaForMaskedLM), WordTokenizer()).predict(["[MASK]"], ["w1"])
-
-
-@pytest.mark.parametrize(
-    ("terminal", "patience", "shown"), [(True, 0.0, True), (True, 60.0, False), (False, 0.0, False)]
-)
-def test_only_long_work_on_a_terminal_shows_a_bar(terminal, patience, shown, monkeypatch):
-    screen = io.StringIO()
-    monkeypatch.setattr(inference, "Console", lambda **_: Console(file=screen, force_terminal=terminal))
-    monkeypatch.setattr(inference, "_PATIENCE_S", patience)
-    Classifier(tiny(DebertaForSequenceClassification), WordTokenizer(), tokens_per_batch=1).predict(TEXTS)
-    assert ("Predicting" in screen.getvalue()) == shown
-    assert shown or not screen.getvalue()

@@ -9,6 +9,7 @@ from unbraid.metrics import (
     best_threshold,
     classification_metrics,
     entities_of,
+    exact_groups,
     is_bio,
     multi_label_metrics,
     regression_metrics,
@@ -23,9 +24,8 @@ def test_two_classes_score_the_second_one():
     labels = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
     predictions = np.array([1, 1, 0, 0, 0, 1, 0, 0, 0, 0])
     metrics = classification_metrics(predictions, labels, num_labels=2)
-    assert metrics == pytest.approx(
-        {"accuracy": 0.6, "f1": 4 / 8, "matthews": (2 * 4 - 1 * 3) / math.sqrt(3 * 5 * 5 * 7)}
-    )
+    matthews = (2 * 4 - 1 * 3) / math.sqrt(3 * 5 * 5 * 7)
+    assert metrics == pytest.approx({"accuracy": 0.6, "f1": 4 / 8, "accuracy_f1": 0.55, "matthews": matthews})
 
 
 def test_more_classes_average_over_classes():
@@ -35,7 +35,31 @@ def test_more_classes_average_over_classes():
     # Matthews for K classes (Gorodkin 2004): 6 examples, 4 right, predicted 2, 3, 1 times, each there 2 times
     matthews = (4 * 6 - (2 * 2 + 3 * 2 + 1 * 2)) / math.sqrt((36 - (4 + 9 + 1)) * (36 - 12))
     f1 = (2 * 1 / 4 + 2 * 2 / 5 + 2 * 1 / 3) / 3
-    assert metrics == pytest.approx({"accuracy": 4 / 6, "f1": f1, "matthews": matthews})
+    mean = (4 / 6 + f1) / 2
+    assert metrics == pytest.approx({"accuracy": 4 / 6, "f1": f1, "accuracy_f1": mean, "matthews": matthews})
+
+
+def test_multirc_by_hand():
+    # Three questions with 3, 2 and 2 answers: one wrong in the first, none in the second, both in the third.
+    labels = np.array([1, 1, 0, 1, 0, 1, 0])
+    predictions = np.array([1, 0, 0, 1, 0, 0, 1])
+    groups = ["q1", "q1", "q1", "q2", "q2", "q3", "q3"]
+    # F1a is over all answers: 2 true positives, 1 false positive, 2 false negatives
+    assert classification_metrics(predictions, labels, num_labels=2)["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 2))
+    assert exact_groups((predictions == labels).tolist(), groups) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("right", "groups", "share"),
+    [
+        ([True], ["a"], 1.0),
+        ([False], ["a"], 0.0),
+        ([True, True, False], ["a", "b", "a"], 0.5),  # a group need not stand together
+        ([True, True, True, False], ["a", "a", "b", "c"], 2 / 3),
+    ],
+)
+def test_groups_are_right_as_a_whole(right, groups, share):
+    assert exact_groups(right, groups) == pytest.approx(share)
 
 
 def test_a_class_that_does_not_occur_does_not_count_in_f1():

@@ -19,7 +19,10 @@ SHORT = {
         *("--training.steps", "1", "--corpus.held-out", "0.3", "--seeds", "0"),
         *("--variants", "roberta", "deberta", "--training.evaluate-every", "1"),
     ],
-    "finetune": ["--training.steps", "1", "--training.epochs", "None", "--task.batch-size", "4"],
+    "finetune": [
+        *("--training.steps", "1", "--training.epochs", "None", "--training.optimizer.warmup", "0"),
+        *("--task.batch-size", "4"),
+    ],
 }
 
 
@@ -29,7 +32,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def workplace(demo, tmp_path, monkeypatch) -> Path:
-    """A folder that looks like a checkout after `make demo`, with a text and labelled examples."""
+    """A folder that looks like a checkout after `make demo`, with a text, labelled examples and one of the tasks."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -39,6 +42,10 @@ def workplace(demo, tmp_path, monkeypatch) -> Path:
     rows = "".join(f"a {('good', 'bad')[i % 2]} film\t{('pos', 'neg')[i % 2]}\n" for i in range(12))
     for name in ("train", "dev"):
         (runs / f"{name}.tsv").write_text(f"text\tlabel\n{rows}", encoding="utf-8")
+    (runs / "CoLA").mkdir()
+    judged = "".join(f"made\t{i % 2}\t\tThe river {('it', 'runs')[i % 2]}.\n" for i in range(12))
+    for name, content in {"train": judged, "dev": judged, "test": "index\tsentence\n0\tThe town.\n"}.items():
+        (runs / f"CoLA/{name}.tsv").write_text(content, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -60,6 +67,7 @@ def test_the_commands_run(workplace, capsys):
         cli.main([verb, *rest, *SHORT.get(verb, [])])
     assert '"label"' in capsys.readouterr().out
     assert (workplace / "runs/reviews/best").is_dir()
+    assert (workplace / "runs/submission/CoLA.tsv").read_text(encoding="utf-8").startswith("index\tprediction\n0\t")
 
 
 def test_the_make_targets_exist():

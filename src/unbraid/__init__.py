@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from unbraid.attention import disentangled_attention
     from unbraid.errors import InputError
-    from unbraid.inference import Classifier, FillMask, Predictor
+    from unbraid.inference import FillMask, Predictor
     from unbraid.inference.answers import QuestionAnswerer
     from unbraid.inference.choices import Choices, MultipleChooser
+    from unbraid.inference.classes import Classifier
+    from unbraid.inference.entities import Cloze, EntityChooser
+    from unbraid.inference.spans import Marked, SpanClassifier
     from unbraid.inference.tokens import TokenClassifier
     from unbraid.model.config import DebertaConfig, preset
     from unbraid.model.pretrained import (
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
         DebertaForSequenceClassification,
         DebertaForTokenClassification,
     )
+    from unbraid.model.span_heads import DebertaForEntityChoice, DebertaForSpanClassification
     from unbraid.packing import Packing
     from unbraid.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -32,21 +36,27 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Choices": "unbraid.inference.choices",
-    "Classifier": "unbraid.inference",
+    "Classifier": "unbraid.inference.classes",
+    "Cloze": "unbraid.inference.entities",
     "Deberta": "unbraid.model.pretrained",
     "DebertaConfig": "unbraid.model.config",
+    "DebertaForEntityChoice": "unbraid.model.span_heads",
     "DebertaForMaskedLM": "unbraid.model.pretrained",
     "DebertaForMultipleChoice": "unbraid.model.pretrained",
     "DebertaForQuestionAnswering": "unbraid.model.pretrained",
     "DebertaForReplacedTokenDetection": "unbraid.model.pretrained",
     "DebertaForSequenceClassification": "unbraid.model.pretrained",
+    "DebertaForSpanClassification": "unbraid.model.span_heads",
     "DebertaForTokenClassification": "unbraid.model.pretrained",
+    "EntityChooser": "unbraid.inference.entities",
     "FillMask": "unbraid.inference",
     "InputError": "unbraid.errors",
+    "Marked": "unbraid.inference.spans",
     "MultipleChooser": "unbraid.inference.choices",
     "Packing": "unbraid.packing",
     "Predictor": "unbraid.inference",
     "QuestionAnswerer": "unbraid.inference.answers",
+    "SpanClassifier": "unbraid.inference.spans",
     "TokenClassifier": "unbraid.inference.tokens",
     "Tokenizer": "unbraid.text.tokenizer",
     "disentangled_attention": "unbraid.attention",
@@ -57,20 +67,26 @@ _HOMES = {
 __all__ = [
     "Choices",
     "Classifier",
+    "Cloze",
     "Deberta",
     "DebertaConfig",
+    "DebertaForEntityChoice",
     "DebertaForMaskedLM",
     "DebertaForMultipleChoice",
     "DebertaForQuestionAnswering",
     "DebertaForReplacedTokenDetection",
     "DebertaForSequenceClassification",
+    "DebertaForSpanClassification",
     "DebertaForTokenClassification",
+    "EntityChooser",
     "FillMask",
     "InputError",
+    "Marked",
     "MultipleChooser",
     "Packing",
     "Predictor",
     "QuestionAnswerer",
+    "SpanClassifier",
     "TokenClassifier",
     "Tokenizer",
     "disentangled_attention",

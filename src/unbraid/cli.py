@@ -24,9 +24,10 @@ VERBS = {
     "tokenizer": "train a tokenizer from text",
     "pretrain": "pretrain a model from text by masked language modelling",
     "ablate": "pretrain the variants of the papers' tables alike, fine-tune them, compare them",
-    "finetune": "fine-tune a model on a task: classes, scores, words, questions, choices",
+    "finetune": "fine-tune a model on a task: classes, scores, words, questions, choices; or on one of the papers'",
     "evaluate": "measure a model on labelled examples, or a masked language model on text",
     "predict": "ask a model about texts: classes, words, answers, choices, or what stands at [MASK]",
+    "submit": "write the prediction files of a task of the papers, as its server takes them",
     "info": "show which attention backend runs here, and why",
     "bench": "measure attention, the encoder and training beside other implementations",
 }
@@ -76,7 +77,8 @@ def read_config(config_class: type, verb: str, arguments: Sequence[str]) -> Any:
     Args:
         config_class: a dataclass.
         verb: for messages.
-        arguments: what follows the verb; a first one that ends in ``.toml`` is the recipe.
+        arguments: what follows the verb; a first one that ends in ``.toml`` is the recipe, or, where ``config_class``
+            has a class method ``recipe``, any first one without a dash is what this makes a recipe of.
 
     Raises:
         InputError: the recipe is missing, is not TOML or has an unknown key.
@@ -85,12 +87,17 @@ def read_config(config_class: type, verb: str, arguments: Sequence[str]) -> Any:
     import tyro
 
     options = list(arguments)
-    if options and options[0].endswith(".toml"):
-        recipe = read_recipe(Path(options[0]), config_class)
+    first = options[0] if options else "-"
+    recipe = None
+    if first.endswith(".toml"):
+        recipe = read_recipe(Path(first), config_class)
+    elif not first.startswith("-") and hasattr(config_class, "recipe"):
+        recipe = config_class.recipe(first)
+    if recipe is not None:
         # What stands without a name on the command line, as the model of predict does, goes before the options.
         unnamed = [recipe.pop(name) for name in _positional(config_class) if name in recipe]
-        first = [str(value) for entry in unnamed for value in (entry if isinstance(entry, list) else [entry])]
-        options = [*first, *_options(recipe), *options[1:]]
+        positional = [str(value) for entry in unnamed for value in (entry if isinstance(entry, list) else [entry])]
+        options = [*positional, *_options(recipe), *options[1:]]
     return tyro.cli(
         config_class,
         args=_with_preset(options),
@@ -105,9 +112,7 @@ def read_recipe(path: Path, config_class: type) -> dict[str, Any]:
     Raises:
         InputError: it is missing, is not TOML, or has a key that the configuration has not.
     """
-    recipe = read_toml(path)
-    _check_keys(recipe, config_class, path)
-    return recipe
+    return _checked(read_toml(path), config_class, path)
 
 
 def _positional(config_class: type) -> list[str]:
@@ -118,16 +123,23 @@ def _positional(config_class: type) -> list[str]:
     return [name for name, hint in hints.items() if tyro.conf.Positional in getattr(hint, "__metadata__", ())]
 
 
-def _check_keys(recipe: Mapping[str, Any], config_class: type, path: Path, prefix: str = "") -> None:
+def _checked(recipe: Mapping[str, Any], config_class: type, path: Path, prefix: str = "") -> dict[str, Any]:
+    """The recipe, its keys all known; a table that is one value becomes what options give: name, value, name, value."""
     types = typing.get_type_hints(config_class)
     known = {field.name for field in dataclasses.fields(config_class)}
+    checked: dict[str, Any] = {}
     for key, value in recipe.items():
         if key not in known:
             raise InputError(f"{path}: unknown key {prefix + key!r}; known here: {', '.join(sorted(known))}.")
-        if isinstance(value, Mapping):
-            if not dataclasses.is_dataclass(types[key]):
-                raise InputError(f"{path}: {prefix + key} takes a value, not a table.")
-            _check_keys(value, types[key], path, f"{prefix}{key}.")
+        if not isinstance(value, Mapping):
+            checked[key] = value
+        elif any(typing.get_origin(kind) is dict for kind in typing.get_args(types[key])):
+            checked[key] = [part for pair in value.items() for part in pair]
+        elif dataclasses.is_dataclass(types[key]):
+            checked[key] = _checked(value, types[key], path, f"{prefix}{key}.")
+        else:
+            raise InputError(f"{path}: {prefix + key} takes a value, not a table.")
+    return checked
 
 
 def _options(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

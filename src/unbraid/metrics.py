@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 def classification_metrics(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> dict[str, float]:
-    """Accuracy, F1 and Matthews' correlation of predicted classes.
+    """Accuracy, F1, the mean of both, and Matthews' correlation of predicted classes.
 
     With two classes F1 is that of class 1; with more it is the mean over the classes that occur.
     What is undefined (F1 of a class nobody predicts or is, the correlation with a constant) counts as 0.
@@ -31,11 +31,27 @@ def classification_metrics(predictions: np.ndarray, labels: np.ndarray, num_labe
     """
     undefined = _constant(predictions) or _constant(labels)
     average = "binary" if num_labels == 2 else "macro"
+    right, f1 = float(accuracy_score(labels, predictions)), _f1(labels, predictions, average)
     return {
-        "accuracy": float(accuracy_score(labels, predictions)),
-        "f1": _f1(labels, predictions, average),
+        "accuracy": right,
+        "f1": f1,
+        "accuracy_f1": (right + f1) / 2,
         "matthews": 0.0 if undefined else float(matthews_corrcoef(labels, predictions)),
     }
+
+
+def exact_groups(right: Sequence[bool], groups: Sequence[str]) -> float:
+    """The share of groups whose examples are all right: the exact match of MultiRC, whose groups are questions.
+
+    >>> exact_groups([True, False, True], ["q1", "q1", "q2"])
+    0.5
+
+    Args:
+        right: whether each example is; at least one.
+        groups: the group of each.
+    """
+    wrong = {group for group, each in zip(groups, right, strict=True) if not each}
+    return 1 - len(wrong) / len(set(groups))
 
 
 def multi_label_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -149,8 +165,8 @@ def squad_scores(prediction: str, answers: Sequence[str], unanswerable: bool = F
 
     Source: the behaviour of evaluate-v1.1.py and evaluate-v2.0.py of SQuAD.
     """
-    found = _squad_words(prediction)
-    right = [_squad_words(answer) for answer in answers]
+    found = squad_words(prediction)
+    right = [squad_words(answer) for answer in answers]
     if unanswerable:
         right = [words for words in right if words] or [[]]
     return (
@@ -203,7 +219,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _squad_words(answer: str) -> list[str]:
+def squad_words(answer: str) -> list[str]:
+    """The words of an answer that the official scripts of SQuAD compare; see :func:`squad_scores`.
+
+    >>> squad_words("The U.S.-led  team")
+    ['usled', 'team']
+    """
     return _ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split()
 
 

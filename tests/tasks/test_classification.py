@@ -211,7 +211,7 @@ def test_evaluation_equals_one_example_at_a_time(num_labels, batch_size):
         log_probabilities = logits.log_softmax(-1)[torch.arange(11), data.labels]
         assert metrics["loss"] == pytest.approx(-log_probabilities.mean().item(), rel=1e-5)
         assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == data.labels).double().mean().item())
-        assert set(metrics) == {"loss", "accuracy", "f1", "matthews"}
+        assert set(metrics) == {"loss", "accuracy", "f1", "accuracy_f1", "matthews"}
 
 
 def test_evaluation_is_deterministic_and_does_not_depend_on_the_order():

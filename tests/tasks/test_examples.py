@@ -6,6 +6,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from unbraid.errors import InputError
 from unbraid.tasks.config import DataConfig, TaskConfig
@@ -76,6 +77,21 @@ def test_a_data_set_by_name_and_split(tmp_path, monkeypatch):
         read_examples("dev", data)
     with pytest.raises(InputError, match="test, row 1: there is no column 'text', only premise, hypothesis, gold"):
         read_examples("test", DataConfig(dataset=str(folder)))
+
+
+def test_classes_of_a_data_set_go_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["poor", "good"])})
+    (tmp_path / "set").mkdir()
+    for split, labels in (("train", [1, 0]), ("test", [-1, None])):
+        table = Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
+        table.to_parquet(tmp_path / f"set/{split}.parquet")
+    data = DataConfig(dataset=str(tmp_path / "set"))
+    examples = read_examples("train", data, kind="classification")
+    assert examples == [Example("a", None, "good"), Example("b", None, "poor")]
+    assert read_examples("test", data) == [Example("a"), Example("b")]
+    with pytest.raises(InputError, match="test, row 1: column 'label' is missing its value"):
+        read_examples("test", data, kind="classification")
 
 
 def test_quoted_line_breaks_stay_in_the_text(tmp_path):
@@ -195,7 +211,7 @@ def test_classes_are_those_of_the_training_data(tmp_path, train, labels):
     splits = splits_of(tmp_path, train, train[:1])
     assert splits.task.labels == labels
     assert [example.label for example in splits.train] == train
-    assert splits.dev == splits.test == [Example("t0", None, train[0])]
+    assert splits.dev == splits.tests["test"] == [Example("t0", None, train[0])]
 
 
 def test_classes_may_be_named_in_their_order(tmp_path):

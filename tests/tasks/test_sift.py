@@ -33,6 +33,7 @@ from unbraid.model.pretrained import (
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
 )
+from unbraid.model.span_heads import DebertaForEntityChoice, DebertaForSpanClassification
 from unbraid.objective import Loss
 from unbraid.tasks import sift
 from unbraid.tasks.classification import SequenceClassification
@@ -314,6 +315,8 @@ HEADS = [
     (DebertaForTokenClassification, {}),
     (DebertaForQuestionAnswering, {}),
     (DebertaForMultipleChoice, {"num_choices": 3}),
+    (DebertaForSpanClassification, {"spans": torch.tensor([[0, 2], [4, 5], [5, 6], [5, 6], [7, 9], [6, 15]])}),
+    (DebertaForEntityChoice, {"spans": torch.tensor([[0, 2], [5, 6], [6, 15], [7, 9]])}),
 ]
 
 

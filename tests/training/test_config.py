@@ -27,6 +27,9 @@ def test_a_run_has_exactly_one_length(fields):
         {"steps": 5, "optimizer": {"learning_rate": float("nan")}},
         {"steps": 5, "optimizer": {"beta2": 1.0}},
         {"steps": 5, "optimizer": {"warmup": -1}},
+        {"steps": 5, "optimizer": {"layer_decay": 1.1}},
+        {"steps": 5, "patience": 0},
+        {"steps": 5, "patience": 1, "evaluate_every": None},
         {"steps": 5, "sleep": 1},
     ],
 )

@@ -379,3 +379,60 @@ def test_weights_of_another_model(toys, tmp_path):
     toys.run(tmp_path)
     with pytest.raises(InputError, match=r"step-00000004 holds the weights of another model \(\w+ differs\)"):
         toys.run(tmp_path, toys.Pair())
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "last", "best"),
+    [
+        ([5, 4, 6, 4, 3, 9, 9, 9], 3, 8, 5),
+        ([5, 4, 6, 4, 3, 9, 9, 9], 2, 4, 2),  # an equal one is no better
+        ([5, 4, 3, 2, 1, 0, -1, -2], 1, 8, 8),
+        ([5, 6, 5, 5, 5, 5, 5, 5], 1, 2, 1),
+        ([5, float("nan"), 6, 1, 2, 2, 2, 2], 2, 3, 1),
+        ([5, 5, 5, 5, 5, 5, 5, 4], 8, 8, 8),
+    ],
+)
+def test_patience_by_hand(toys, tmp_path, capsys, values, patience, last, best):
+    scores = iter(values)
+
+    def run():
+        return toys.train(
+            toys.Toy(),
+            toys.Stream(),
+            toys.TrainingConfig(steps=8, evaluate_every=1, patience=patience),
+            tmp_path,
+            evaluate=lambda: {"loss": next(scores)},
+            best=("loss", "min"),
+            save_last=lambda folder: (folder / "note").write_text("last"),
+        )
+
+    result = run()
+    assert (result.step, result.best_step, result.finished) == (last, best, True)
+    assert (tmp_path / "model" / "note").exists()
+    told = capsys.readouterr().err
+    assert (f"stopped early after step {last} of 8, after {patience} evaluations without a new best" in told) == (
+        last < 8
+    )
+    left = list(scores)
+    before = toys.outcome(tmp_path)
+    assert run() == result
+    assert left == values[last:]
+    assert toys.outcome(tmp_path) == before
+    assert "this run is finished" in capsys.readouterr().err
+
+
+def test_a_run_that_gives_up_in_pieces_is_the_whole(toys, tmp_path):
+    """The loss of a model that learns has no new maximum."""
+    fields = {"direction": "max", "steps": 9, "evaluate_every": 1, "checkpoint_every": 1, "patience": 3}
+    result = toys.run(tmp_path / "whole", **fields)
+    assert (result.step, result.best_step, result.gave_up) == (3, 0, True)
+    pieces = [toys.run(tmp_path / "pieces", max_minutes=1e-9, **fields) for _ in range(4)]
+    assert [(piece.step, piece.finished) for piece in pieces] == [(1, False), (2, False), (3, True), (3, True)]
+    whole, found = (toys.outcome(tmp_path / name) for name in ("whole", "pieces"))
+    assert whole.pop("recipe.json") != found.pop("recipe.json")  # max_minutes
+    assert found == whole
+
+
+def test_patience_needs_evaluations(toys, tmp_path):
+    with pytest.raises(InputError, match="patience waits for a better evaluation, and this run has none"):
+        toys.train(toys.Toy(), toys.Stream(), toys.TrainingConfig(steps=1, patience=1), tmp_path)

@@ -113,3 +113,48 @@ def test_the_number_of_threads_does_not_change_the_update():
 def test_nothing_to_train():
     with pytest.raises(InputError, match="every parameter of the model is frozen"):
         make_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimizerConfig())
+
+
+def test_each_depth_has_its_own_rate():
+    model = Model()
+    depths = dict.fromkeys(model.parameters(), 3) | dict.fromkeys(model.table.parameters(), 0)
+    depths |= dict.fromkeys(model.inner.parameters(), 2)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {
+        names[parameter]: (group["lr_scale"], group["weight_decay"])
+        for group in parameter_groups(model, 0.3, 0.5, depths)
+        for parameter in group["params"]
+    }
+    assert found == {
+        "table.weight": (0.125, 0.3),
+        "inner.0.weight": (0.5, 0.3),
+        "inner.0.bias": (0.5, 0.0),
+        "inner.1.weight": (0.5, 0.0),
+        "inner.1.bias": (0.5, 0.0),
+        "q_bias": (1.0, 0.0),
+        "norm.weight": (1.0, 0.0),
+        "norm.bias": (1.0, 0.0),
+        "head.bias": (1.0, 0.0),
+    }
+
+
+def test_the_first_update_goes_as_far_as_the_depth_allows(toys, tmp_path):
+    """AdamW's first step is the learning rate long wherever there is a gradient."""
+    toy, before = toys.Toy(dropout=0.0), dict(toys.Toy().named_parameters())
+    depths = {toy.table.weight: 0, **dict.fromkeys(toy.inner.parameters(), 1)}
+    config = toys.TrainingConfig(
+        steps=1,
+        optimizer=OptimizerConfig(
+            learning_rate=0.01, layer_decay=0.1, weight_decay=0.0, eps=1e-12, warmup=0, clip_norm=1e9
+        ),
+    )
+    toys.train(toy, toys.Stream(), config, tmp_path, depths=lambda: dict.fromkeys(toy.parameters(), 2) | depths)
+    for name, parameter in toy.named_parameters():
+        moved = (parameter - before[name]).abs().max().item()
+        scale = {"table.weight": 1e-4, "inner.weight": 1e-3, "inner.bias": 1e-3, "frozen": 0.0}.get(name, 1e-2)
+        assert moved == pytest.approx(scale, rel=1e-3), name
+
+
+def test_rates_of_layers_need_layers():
+    with pytest.raises(InputError, match="layer_decay is for fine-tuning"):
+        make_optimizer(Model(), OptimizerConfig(layer_decay=0.9))

@@ -47,6 +47,7 @@ def rows(folder):
         *(("rtd-1", f"rtd-{name}", 1e-5) for name in ("2", "4-full")),
         ("es-1", "es-2-full", 1e-5),
         *(("pair-1", f"pair-{name}", 2e-6) for name in ("2", "4-full", "changing")),
+        ("layers-1", "layers-2-full", 2e-6),
         ("overflow-1", "overflow-2-full", 1e-3),
     ],
 )

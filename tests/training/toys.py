@@ -163,6 +163,14 @@ def save_plainly(objective, folder):
     save_file(weights, folder / "weights.safetensors")
 
 
+def depths(objective):
+    """Tables at the bottom, then blocks in their order, then all else."""
+    found = {}
+    for name, parameter in objective.named_parameters():
+        found[parameter] = 0 if "table" in name else int(name.split(".")[2]) + 1 if "blocks" in name else 3
+    return found
+
+
 def run(folder, objective=None, batches=None, direction="min", evaluate_first=True, **fields):
     """Trains an objective in a folder with evaluation and a best folder."""
     objective, batches = objective or Toy(), batches or Stream()
@@ -184,6 +192,7 @@ def run(folder, objective=None, batches=None, direction="min", evaluate_first=Tr
         evaluate=Scores(objective, batches),
         evaluate_first=evaluate_first,
         best=("loss", direction),
+        depths=lambda: depths(objective),
         save_best=lambda best: save_plainly(objective, best),
         save_last=lambda last: save_plainly(objective, last),
     )
@@ -424,6 +433,10 @@ def spread_everywhere(root):
     def pair(_, name, **fields):
         run(root / name, Pair(), micro_batches=4, log_every=1, **fields)
 
+    def layers(_, name, **fields):
+        optimizer = OptimizerConfig(learning_rate=1e-2, layer_decay=0.3)
+        run(root / name, Pair(), micro_batches=4, log_every=1, optimizer=optimizer, **fields)
+
     def overflow(_, name, **fields):
         run(root / name, Overflowing(), micro_batches=2, log_every=1, precision="float16", **fields)
 
@@ -450,6 +463,8 @@ def spread_everywhere(root):
         (1, pair, "pair-changing", cut),
         (4, pair, "pair-changing", cut),
         (4, pair, "pair-changing", {"sharding": "full"}),
+        (1, layers, "layers-1", {}),
+        (2, layers, "layers-2-full", {"sharding": "full"}),
         (1, overflow, "overflow-1", {}),
         (2, overflow, "overflow-2-full", {"sharding": "full"}),
     ):

@@ -163,6 +163,8 @@ def read_tasks(config: Config) -> dict[str, finetune.Config]:
             task = TypeAdapter(finetune.Config).validate_python({**recipe, "model": "", "output": ""})
         except ValidationError as error:
             raise InputError(f"{path}: {explain(error)}") from error
+        if task.seeds is not None or task.folds is not None:
+            raise InputError(f"{path}: an ablation makes one run for each of its own seeds; leave seeds and folds out.")
         read_splits(task.task)
         tasks[path.stem] = task
     return tasks
@@ -280,7 +282,7 @@ def _folder(config: Config, name: str, seed: int) -> Path:
 
 def _split(recipe: finetune.Config) -> str:
     """The examples that the score of a task is of."""
-    return "dev" if recipe.task.test is None else "test"
+    return "test" if len(recipe.task.test) == 1 else "dev"
 
 
 def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record: bool) -> None:

@@ -106,7 +106,7 @@ def run(config: Config) -> None:
                 task=TaskConfig(
                     train=str(data / "reviews.train.jsonl.gz"),
                     dev=str(data / "reviews.dev.jsonl.gz"),
-                    test=str(data / "reviews.test.jsonl.gz"),
+                    test=(str(data / "reviews.test.jsonl.gz"),),
                     max_length=128,
                     batch_size=64,
                 ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from pydantic import ConfigDict, Field
@@ -16,13 +19,11 @@ from pydantic.dataclasses import dataclass
 from unbraid.errors import InputError
 
 if TYPE_CHECKING:
+    from unbraid.commands.inputs import Input
     from unbraid.inference import Predictor
 
-CHUNK = 512
-"""Texts predicted at a time."""
-
 COMPARED = 64
-"""Texts that a lower precision is compared on."""
+"""Texts that a lower precision is compared on, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -30,7 +31,8 @@ class Config:
     """Asks a model about texts: their classes, the labels of their words, what stands at [MASK]; as the model does.
 
     Prints one JSON object a text, in order. Texts are read from the command line, else from a file, else from standard
-    input, one a line.
+    input, one a line; or, with --text-column or --words-column, one JSON object a line. Standard input is answered as
+    it comes.
     """
 
     model: tyro.conf.Positional[str]
@@ -42,7 +44,7 @@ class Config:
     choices: tuple[str, ...] = ()
     """Choices of the questions on the command line, for a model of multiple choice."""
     file: str | None = None
-    """File to read: texts one a line, or .csv, .tsv, .jsonl or .parquet with a column of texts."""
+    """File to read: .txt with a text a line, or .csv, .tsv, .jsonl or .parquet with a column of texts."""
     text_column: str | None = None
     """Column of the text, or of the question; default: text, or question."""
     words_column: str | None = None
@@ -51,11 +53,15 @@ class Config:
     """Column of the second text, or of the context of a question; default: none, or context."""
     choices_columns: tuple[str, ...] | None = None
     """Column of the list of choices, or the columns of the choices; default: choices, or choice1 and so on."""
+    spans_columns: tuple[str, str] = ("span1", "span2")
+    """Columns of the two stretches that a span classification is about, each [start, end) in characters."""
+    entities_column: str = "entities"
+    """Column of the stretches of the context that an entity choice chooses from."""
     output: str | None = None
-    """File to write; by default standard output."""
+    """File to write, whole at the end; by default standard output, as the answers come."""
     max_length: Annotated[int, Field(ge=3)] | None = None
-    """Longest text in tokens; longer ones are cut and say so, or are read in windows where words are labelled. By
-    default what the model was made for."""
+    """Tokens that are read at once; longer texts are read in windows, and where something is cut the answer says so.
+    By default what the model was made for."""
     top_k: Annotated[int, Field(ge=1)] = 5
     """How many tokens to offer for each [MASK]."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -66,20 +72,70 @@ def run(config: Config) -> None:
     """Predicts and writes."""
     from unbraid.files import write_lines
 
+    _check(config)
     predictor = load(config)
-
-    def lines() -> Iterator[str]:
-        for number, inputs in enumerate(_chunks(_inputs(config, predictor))):
-            if number == 0 and config.precision != "float32":
-                _lower(predictor, config.precision, inputs[:COMPARED])
-            for asked, prediction in zip(inputs, _predict(predictor, inputs, config.top_k), strict=True):
-                yield json.dumps({"input": asked.text, **prediction}, ensure_ascii=False)
-
+    answers = _answers(config, predictor)
     if config.output is None:
-        for line in lines():
-            print(line)
-    else:
-        write_lines(Path(config.output), lines())
+        for lines in answers:
+            print(*lines, sep="\n", flush=True)
+        return
+    try:
+        write_lines(Path(config.output), itertools.chain.from_iterable(answers))
+    except OSError as error:
+        raise InputError(f"{config.output} cannot be written ({error}); name another file.") from None
+
+
+def _check(config: Config) -> None:
+    from unbraid.commands.inputs import is_text
+
+    if config.texts and config.file is not None:
+        raise InputError("texts are given on the command line and as a file; give one of them.")
+    if config.pair and len(config.pair) != len(config.texts):
+        raise InputError(f"there are {len(config.texts)} texts but {len(config.pair)} second texts; give one each.")
+    as_rows = config.text_column is not None or config.words_column is not None
+    lines = is_text(config.file) if config.file is not None else not config.texts and not as_rows
+    if lines and (as_rows or config.pair_column is not None or config.choices_columns is not None):
+        raise InputError(
+            "a line of text has no columns; give a table, or name --text-column too and give JSON objects on standard "
+            "input."
+        )
+
+
+def _answers(config: Config, predictor: Predictor) -> Iterator[list[str]]:
+    """Of some inputs at a time the answers, as JSON."""
+    from unbraid.commands.inputs import chunks, total
+    from unbraid.inference.progress import progress_bar
+
+    to_screen = config.output is None and sys.stdout.isatty()
+    spelled = config.output is None and codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+    done = 0
+    with progress_bar(total(config, predictor)) as advance:
+        for inputs in chunks(config, predictor):
+            if not done and config.precision != "float32":
+                _lower(predictor, config.precision, inputs[:COMPARED])
+            if not to_screen:  # a bar for all would stand among the answers; one a call is gone before they are printed
+                predictor.progress = _share_of(advance, len(inputs))
+            try:
+                predictions = _predict(predictor, inputs, config.top_k)
+            except InputError as error:
+                raise InputError(f"after {done} others: {error}" if done else str(error)) from None
+            yield [
+                json.dumps({"input": asked.text, **prediction}, ensure_ascii=spelled)
+                for asked, prediction in zip(inputs, predictions, strict=True)
+            ]
+            done += len(inputs)
+
+
+def _share_of(
+    advance: Callable[[float], None], texts: int
+) -> Callable[[int], AbstractContextManager[Callable[[float], None]]]:
+    """Shows of some texts how many are read, by their tokens."""
+
+    @contextlib.contextmanager
+    def progress(tokens: int) -> Iterator[Callable[[float], None]]:
+        yield lambda more: advance(more * texts / tokens)
+
+    return progress
 
 
 def load(config: Config) -> Predictor:
@@ -88,13 +144,19 @@ def load(config: Config) -> Predictor:
     Raises:
         InputError: a model without a head that predicts, or see :meth:`Predictor.from_pretrained`.
     """
-    from unbraid.inference import Classifier, FillMask
+    from unbraid.inference import FillMask
     from unbraid.inference.answers import QuestionAnswerer
     from unbraid.inference.choices import MultipleChooser
+    from unbraid.inference.classes import Classifier
+    from unbraid.inference.entities import EntityChooser
+    from unbraid.inference.spans import SpanClassifier
     from unbraid.inference.tokens import TokenClassifier
     from unbraid.model.folder import architecture_of
 
-    kinds = (Classifier, FillMask, TokenClassifier, QuestionAnswerer, MultipleChooser)
+    kinds = (
+        *(Classifier, FillMask, TokenClassifier, QuestionAnswerer, MultipleChooser),
+        *(SpanClassifier, EntityChooser),
+    )
     predictors = {kind.head.architecture: kind for kind in kinds}
     architecture = architecture_of(config.model)
     if architecture not in predictors:
@@ -103,24 +165,6 @@ def load(config: Config) -> Predictor:
             f"give one of {', '.join(predictors)}."
         )
     return predictors[architecture].from_pretrained(config.model, max_length=config.max_length)
-
-
-class Input(NamedTuple):
-    """What is asked of the model at once."""
-
-    text: str | list[str]
-    """A text, or a list of words."""
-    pair: str | None = None
-    """The second text of a pair, or the context of a question."""
-    choices: tuple[str, ...] | None = None
-    """What may answer the question."""
-
-    @property
-    def asked(self) -> Any:
-        """What a predictor takes as the first of a pair."""
-        from unbraid.inference.choices import Choices
-
-        return self.text if self.choices is None else Choices(str(self.text), self.choices)
 
 
 def _columns(inputs: Sequence[Input]) -> tuple[list[Any], list[str] | None]:
@@ -145,52 +189,3 @@ def _lower(predictor: Predictor, precision: Literal["bfloat16", "int8"], inputs:
     expected = predictor.outputs(*columns)
     set_precision(predictor.model, precision)
     print(f"{precision} against float32: {difference(expected, predictor.outputs(*columns))}", file=sys.stderr)
-
-
-def _chunks(inputs: Iterator[Input]) -> Iterator[list[Input]]:
-    while chunk := list(itertools.islice(inputs, CHUNK)):
-        yield chunk
-
-
-def _inputs(config: Config, predictor: Predictor) -> Iterator[Input]:
-    from unbraid.inference.choices import MultipleChooser
-
-    chooses = isinstance(predictor, MultipleChooser)
-    choices = config.choices if chooses else None
-    if config.choices and not chooses:
-        raise InputError("choices are for a model of multiple choice, and this is none.")
-    if config.texts:
-        if config.file is not None:
-            raise InputError("texts are given on the command line and as a file; give one of them.")
-        if config.pair and len(config.pair) != len(config.texts):
-            raise InputError(f"there are {len(config.texts)} texts but {len(config.pair)} second texts.")
-        for text, pair in zip(config.texts, config.pair or (None,) * len(config.texts), strict=True):
-            yield Input(text, pair, choices)
-    elif config.file is not None and not config.file.endswith(".txt"):
-        yield from _table(config, config.file, predictor)
-    elif config.file is not None:
-        try:
-            with Path(config.file).open(encoding="utf-8") as file:
-                yield from (Input(line.rstrip("\n"), None, choices) for line in file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{config.file} cannot be read as UTF-8 text ({error}).") from error
-    else:
-        yield from (Input(line.rstrip("\n"), None, choices) for line in sys.stdin)
-
-
-def _table(config: Config, path: str, predictor: Predictor) -> Iterator[Input]:
-    from unbraid.inference.answers import QuestionAnswerer
-    from unbraid.inference.choices import MultipleChooser
-    from unbraid.tasks.config import DataConfig
-    from unbraid.tasks.multiple_choice import choices_of, context_of
-    from unbraid.tasks.rows import read_rows
-    from unbraid.tasks.squad import question_rows
-
-    text, pair = config.text_column or predictor.columns[0], config.pair_column or predictor.columns[1]
-    for row in question_rows(path) if isinstance(predictor, QuestionAnswerer) else read_rows(path):
-        first = row.text(text) if config.words_column is None else row.texts(config.words_column)
-        if isinstance(predictor, MultipleChooser):
-            context = context_of(row, DataConfig(context=config.pair_column))
-            yield Input(first, context, choices_of(row, config.choices_columns))
-        else:
-            yield Input(first, None if pair is None else row.text(pair))

@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NotRequired, Self, TypedDict, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unbraid.errors import InputError
-from unbraid.inference.windows import Sequential
+from unbraid.inference.progress import progress_bar
+from unbraid.inference.windows import OVERLAP, Sequential
 from unbraid.model.precision import Precision, set_precision
-from unbraid.model.pretrained import (
-    Deberta,
-    DebertaForMaskedLM,
-    DebertaForSequenceClassification,
-    Pretrained,
-)
+from unbraid.model.pretrained import Deberta, DebertaForMaskedLM, Pretrained
 from unbraid.text.batch import Batch, pack
 from unbraid.text.tokenizer import Encoding, Tokenizer
 
 Answer = TypeVar("Answer")
-
-_PATIENCE_S = 2.0
-"""How long a call may take before it shows its progress."""
-
-
-class Prediction(TypedDict):
-    """What a classifier says of one text or pair.
-
-    A regression model has the score alone, a multi-label model all but label and score.
-    """
-
-    label: NotRequired[str]
-    """The most probable class."""
-    labels: NotRequired[list[str]]
-    """Of a multi-label model, the classes that are more probable than not, in the order of their ids."""
-    score: NotRequired[float]
-    """The probability of the label; of a regression model the score itself."""
-    scores: NotRequired[dict[str, float]]
-    """The probability of every class."""
-    truncated: bool
-    """Whether the text was longer than the model reads, and lost its end."""
 
 
 class Candidate(TypedDict):
@@ -80,20 +51,30 @@ class Predictor:
     Attributes:
         head: the class of its models.
         columns: what the columns of its texts and of its pairs, if it needs these, are usually called.
+        progress: what shows, of the tokens of a call, how many are read; see :func:`progress_bar`.
     """
 
     head: type[Pretrained] = Deberta
     columns: tuple[str, str | None] = ("text", None)
+    progress: Callable[[int], AbstractContextManager[Callable[[float], None]]] = staticmethod(progress_bar)
 
     def __init__(
-        self, model: Pretrained, tokenizer: Tokenizer, *, max_length: int | None = None, tokens_per_batch: int = 8192
+        self,
+        model: Pretrained,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int | None = None,
+        overlap: int = OVERLAP,
+        tokens_per_batch: int = 8192,
     ):
         """Joins a model and its tokenizer.
 
         Args:
             model: of the class ``head``, in any precision; each call puts it into evaluation mode.
             tokenizer: the one that the model was trained with.
-            max_length: the longest text in tokens, special tokens included; None: max_position_embeddings.
+            max_length: the longest text, or window of a longer one, in tokens, special tokens included; None:
+                max_position_embeddings.
+            overlap: tokens that neighbouring windows share, at most half of what fits.
             tokens_per_batch: the most tokens at a time, there is no padding; one longer text still runs alone.
 
         Raises:
@@ -107,6 +88,7 @@ class Predictor:
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = max_length or model.config.max_position_embeddings
+        self.overlap = overlap
         self.tokens_per_batch = tokens_per_batch
 
     @classmethod
@@ -115,6 +97,7 @@ class Predictor:
         source: str | Path,
         *,
         max_length: int | None = None,
+        overlap: int = OVERLAP,
         tokens_per_batch: int = 8192,
         precision: Precision = "float32",
     ) -> Self:
@@ -127,7 +110,7 @@ class Predictor:
         tokenizer = Tokenizer.from_pretrained(source)
         model = cls.head.from_pretrained(source)
         set_precision(model, precision)
-        return cls(model, tokenizer, max_length=max_length, tokens_per_batch=tokens_per_batch)
+        return cls(model, tokenizer, max_length=max_length, overlap=overlap, tokens_per_batch=tokens_per_batch)
 
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> Sequence[Mapping[str, Any]]:
         """What the model says of each text or pair, in words, as JSON can hold it; in their order."""
@@ -170,13 +153,17 @@ class Predictor:
         device = next(self.model.parameters()).device
         answers: dict[int, Answer] = {}
         lengths = [len(encoding.ids) for encoding in encodings]
-        with _progress(sum(lengths)) as advance:
+        with self.progress(sum(lengths)) as advance:
             for rows in group_by_length(lengths, self.tokens_per_batch):
                 group = [encodings[row] for row in rows]
-                batch = pack([each.ids for each in group], token_types=[each.segments for each in group]).to(device)
+                batch = self.pack(group).to(device)
                 answers.update(zip(rows, read(batch), strict=True))
                 advance(len(batch.input_ids))
         return [answers[row] for row in range(len(encodings))]
+
+    def pack(self, encodings: Sequence[Any]) -> Batch:
+        """Packs encodings, or whatever else :meth:`map` was given, in their order."""
+        return pack([each.ids for each in encodings], token_types=[each.segments for each in encodings])
 
     def read(self, batch: Batch) -> Sequence[Tensor]:
         """What the model says of each text of a batch; see :meth:`outputs`."""
@@ -211,65 +198,6 @@ def group_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[l
         tokens += lengths[index]
     if group:
         yield group
-
-
-@contextlib.contextmanager
-def _progress(tokens: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal, if there is one, that appears when the work takes long."""
-    began = time.monotonic()
-    console = Console(stderr=True)
-    columns = TextColumn("Predicting"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("", total=tokens)
-
-    def advance(count: int) -> None:
-        bar.advance(task, count)
-        if not bar.live.is_started and time.monotonic() - began > _PATIENCE_S:
-            bar.start()
-
-    try:
-        yield advance
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-
-
-class Classifier(Predictor):
-    """A fine-tuned sequence classifier, or regression model, on plain text."""
-
-    head = DebertaForSequenceClassification
-
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """Classifies texts, or pairs of texts, in their order.
-
-        Raises:
-            InputError: see :meth:`outputs`.
-        """
-        encodings = self.encode(texts, pairs)
-        answers = zip(self.map(self.read, encodings), encodings, strict=True)
-        return [self._prediction(output, encoding.truncated) for output, encoding in answers]
-
-    def read(self, batch: Batch) -> Sequence[Tensor]:
-        """See :meth:`Predictor.read`."""
-        logits = _run(self.model, batch).logits.float().cpu()
-        if self._several:
-            return logits.sigmoid().unbind()
-        return (logits if logits.shape[1] == 1 else logits.softmax(-1)).unbind()
-
-    @property
-    def _several(self) -> bool:
-        return self.model.config.problem_type == "multi_label_classification"
-
-    def _prediction(self, output: Tensor, truncated: bool) -> Prediction:
-        names = self.model.config.id2label
-        scores = {names[index]: probability for index, probability in enumerate(output.tolist())}
-        if self._several:
-            likely = [name for name, probability in scores.items() if probability >= 0.5]
-            return {"labels": likely, "scores": scores, "truncated": truncated}
-        if len(output) == 1:
-            return {"score": output.item(), "truncated": truncated}
-        label, score = max(scores.items(), key=itemgetter(1))
-        return {"label": label, "score": score, "scores": scores, "truncated": truncated}
 
 
 class FillMask(Predictor):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, Self, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
@@ -15,8 +15,7 @@ from torch import Tensor
 from unbraid.errors import InputError
 from unbraid.hub import local_folder
 from unbraid.inference import Predictor
-from unbraid.inference.windows import OVERLAP, stretches
-from unbraid.model.precision import Precision
+from unbraid.inference.windows import stretches
 from unbraid.model.pretrained import DebertaForQuestionAnswering, Pretrained
 from unbraid.text.batch import Batch
 from unbraid.text.encoding import Span
@@ -189,43 +188,22 @@ class QuestionAnswerer(Predictor):
     head = DebertaForQuestionAnswering
     columns = ("question", "context")
 
-    def __init__(
-        self,
-        model: Pretrained,
-        tokenizer: Tokenizer,
-        *,
-        max_length: int | None = None,
-        overlap: int = OVERLAP,
-        threshold: float | None = None,
-        tokens_per_batch: int = 8192,
-    ):
-        """See :class:`Predictor`.
+    def __init__(self, model: Pretrained, tokenizer: Tokenizer, *, threshold: float | None = None, **settings: Any):
+        """See :class:`Predictor`, with whose arguments the settings go.
 
         Args:
             model: to run.
             tokenizer: its own.
-            max_length: of a window.
-            overlap: tokens of the context that neighbouring windows share, at most half of what fits.
             threshold: above which ``no_answer`` means that there is none; None: every question has an answer.
-            tokens_per_batch: the most tokens at a time.
+            settings: max_length, overlap, tokens_per_batch.
         """
-        super().__init__(model, tokenizer, max_length=max_length, tokens_per_batch=tokens_per_batch)
-        self.overlap = overlap
+        super().__init__(model, tokenizer, **settings)
         self.threshold = threshold
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        max_length: int | None = None,
-        tokens_per_batch: int = 8192,
-        precision: Precision = "float32",
-    ) -> Self:
+    def from_pretrained(cls, source: str | Path, **settings: Any) -> Self:
         """See :meth:`Predictor.from_pretrained`; the threshold is the one that was tuned, if there is one."""
-        predictor = super().from_pretrained(
-            source, max_length=max_length, tokens_per_batch=tokens_per_batch, precision=precision
-        )
+        predictor = super().from_pretrained(source, **settings)
         predictor.threshold = read_threshold(source)
         return predictor
 

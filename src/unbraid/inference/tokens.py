@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NotRequired, TypedDict
 
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from unbraid.errors import InputError
 from unbraid.inference import Predictor
-from unbraid.inference.windows import OVERLAP, Stretch, stretches
+from unbraid.inference.windows import Stretch, stretches
 from unbraid.metrics import entities_of, is_bio
-from unbraid.model.pretrained import DebertaForTokenClassification, Pretrained
+from unbraid.model.pretrained import DebertaForTokenClassification
 from unbraid.text.batch import Batch
 from unbraid.text.encoding import Encoding, Span
-from unbraid.text.tokenizer import Tokenizer
 
 # Scripts that put no space between words (Thai to Khmer, kana, Han) have every character for itself.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+# Accents, vowel signs and joiners belong to the character before them (the classes M, and Extend of UAX 29).
+_MARKS = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M")
+_MARK = rf"[{_MARKS}\u200c\u200d]"
+_LETTERS = rf"[^\W{_UNSPACED}]"
+_WORD = re.compile(rf"[{_UNSPACED}]{_MARK}*|{_LETTERS}+(?:{_MARK}+{_LETTERS}*)*|[^\w\s]{_MARK}*")
 
 
 class LabelledWord(TypedDict):
@@ -82,6 +86,8 @@ class Sentence:
     @classmethod
     def of(cls, source: str | Sequence[str]) -> Sentence:
         """A text, of which each run of letters and digits and each other mark is a word; or a list of words.
+
+        Accents belong to their letters. Of scripts without spaces each character is a word.
 
         >>> Sentence.of("Ann, 32")
         Sentence(text='Ann, 32', words=((0, 3), (3, 4), (5, 7)))
@@ -168,27 +174,10 @@ class TokenClassifier(Predictor):
 
     head = DebertaForTokenClassification
 
-    def __init__(
-        self,
-        model: Pretrained,
-        tokenizer: Tokenizer,
-        *,
-        max_length: int | None = None,
-        overlap: int = OVERLAP,
-        tokens_per_batch: int = 8192,
-    ):
-        """See :class:`Predictor`.
-
-        Args:
-            model: to run.
-            tokenizer: its own.
-            max_length: of a window.
-            overlap: tokens that neighbouring windows of a longer text share, at most half of a window.
-            tokens_per_batch: the most tokens at a time.
-        """
-        super().__init__(model, tokenizer, max_length=max_length, tokens_per_batch=tokens_per_batch)
-        self.overlap = overlap
-        self.labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    @property
+    def labels(self) -> list[str]:
+        """The labels, in the order of their ids."""
+        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
 
     def predict(
         self, texts: Sequence[str | Sequence[str]], pairs: Sequence[str] | None = None

@@ -50,6 +50,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "pooler.dense": ("pooler.dense",),
     "classifier": ("classifier",),
     "spans": ("qa_outputs",),
+    "joint": ("joint",),
+    "projection": ("proj",),
 }
 """Module names: ours, then theirs. The first of theirs is written, each is read. A ``*`` is the layer's number."""
 
@@ -66,6 +68,8 @@ _FOREIGN = (
     "pooler.",
     "classifier.",
     "qa_outputs.",
+    "joint.",
+    "proj.",
     "deberta.embeddings.position_embeddings.",
     "deberta.embeddings.position_ids",
 )

@@ -171,7 +171,7 @@ def _pad_weights(weights: list[Tensor], inputs: Inputs) -> Tensor:
     return torch.stack(padded)
 
 
-class _Head(Pretrained):
+class Head(Pretrained):
     """A model of an encoder and something on it."""
 
     def __init__(self, config: DebertaConfig):
@@ -179,8 +179,23 @@ class _Head(Pretrained):
         self.config = config
         self.deberta = Deberta(config)
 
+    def depths(self) -> dict[nn.Parameter, int]:
+        """How far above the input each parameter acts.
 
-class DebertaForMaskedLM(_Head):
+        0: the embeddings and the relative table with its norm; l: layer l, from 1, the convolution with the first;
+        ``num_hidden_layers + 1``: the head.
+        """
+        depths = dict.fromkeys(self.parameters(), self.config.num_hidden_layers + 1)
+        depths |= dict.fromkeys(self.deberta.parameters(), 0)
+        encoder = self.deberta.encoder
+        if encoder.convolution is not None:
+            depths |= dict.fromkeys(encoder.convolution.parameters(), 1)
+        for depth, layer in enumerate(encoder.layers, 1):
+            depths |= dict.fromkeys(layer.parameters(), depth)
+        return depths
+
+
+class DebertaForMaskedLM(Head):
     """Predicts masked tokens, through the Enhanced Mask Decoder.
 
     From the last layer instead where absolute positions enter at the input or ``mask_decoder_passes`` is 0.
@@ -255,7 +270,7 @@ class DebertaForMaskedLM(_Head):
         return HeadOutput(logits, functional.cross_entropy(logits.float(), labels, reduction="sum") / max(1, len(rows)))
 
 
-class DebertaForReplacedTokenDetection(_Head):
+class DebertaForReplacedTokenDetection(Head):
     """Tells for every token whether it was replaced (v3's discriminator)."""
 
     architecture = "Model"
@@ -299,7 +314,7 @@ class DebertaForReplacedTokenDetection(_Head):
         return HeadOutput(inputs.leave(logits), loss)
 
 
-class DebertaForSequenceClassification(_Head):
+class DebertaForSequenceClassification(Head):
     """Labels or scores a text or a pair of texts."""
 
     architecture = "ForSequenceClassification"
@@ -307,7 +322,7 @@ class DebertaForSequenceClassification(_Head):
     def __init__(self, config: DebertaConfig):
         super().__init__(config)
         self.pooler = Pooler(config)
-        self.dropout = Dropout(_classifier_dropout(config))
+        self.dropout = Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._initialise(iter((self.pooler.dense, self.classifier)))
 
@@ -354,7 +369,7 @@ class DebertaForSequenceClassification(_Head):
         return functional.cross_entropy(logits, labels)
 
 
-class DebertaForTokenClassification(_Head):
+class DebertaForTokenClassification(Head):
     """Labels every token."""
 
     architecture = "ForTokenClassification"
@@ -404,7 +419,7 @@ class DebertaForTokenClassification(_Head):
         return HeadOutput(inputs.leave(logits), loss)
 
 
-class DebertaForQuestionAnswering(_Head):
+class DebertaForQuestionAnswering(Head):
     """Finds the start and the end of an answer. "Not answerable" is the span of [CLS], position 0."""
 
     architecture = "ForQuestionAnswering"
@@ -458,7 +473,7 @@ class DebertaForQuestionAnswering(_Head):
         return SpanOutput(inputs.leave(start, lowest), inputs.leave(end, lowest), loss)
 
 
-class DebertaForMultipleChoice(_Head):
+class DebertaForMultipleChoice(Head):
     """Chooses one of several texts."""
 
     architecture = "ForMultipleChoice"
@@ -466,7 +481,7 @@ class DebertaForMultipleChoice(_Head):
     def __init__(self, config: DebertaConfig):
         super().__init__(config)
         self.pooler = Pooler(config)
-        self.dropout = Dropout(_classifier_dropout(config))
+        self.dropout = Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, 1)
         self._initialise(iter((self.pooler.dense, self.classifier)))
 
@@ -520,5 +535,6 @@ class DebertaForMultipleChoice(_Head):
         return HeadOutput(logits, functional.cross_entropy(logits.float(), labels))
 
 
-def _classifier_dropout(config: DebertaConfig) -> float:
+def classifier_dropout(config: DebertaConfig) -> float:
+    """Dropout before a classifier."""
     return config.hidden_dropout_prob if config.cls_dropout is None else config.cls_dropout

@@ -46,12 +46,14 @@ class EncodedExamples:
         segments: one (length,) int8 array an example: 1 for the tokens of the second text.
         labels: (n, ...), one for each: class ids, scores, the ends of a span.
         num_truncated: how many examples were longer than allowed and lost their end.
+        groups: what each example is judged together with, where they are.
     """
 
     ids: list[np.ndarray]
     segments: list[np.ndarray]
     labels: Tensor
     num_truncated: int
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unbraid.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from unbraid.metrics import classification_metrics, exact_groups, multi_label_metrics, regression_metrics
 from unbraid.model.config import DebertaConfig
 from unbraid.model.embeddings import Perturbation
 from unbraid.model.pretrained import DebertaForSequenceClassification
@@ -62,7 +62,8 @@ def encode_examples(
     else:
         ids_of = {label: index for index, label in enumerate(labels)}
         targets = torch.stack([_target(example.label, ids_of) for example in examples])
-    return EncodedExamples(ids, segments, targets, num_truncated)
+    groups = [example.group for example in examples if example.group is not None] or None
+    return EncodedExamples(ids, segments, targets, num_truncated, groups)
 
 
 def _target(label: object, ids_of: dict[str, int]) -> Tensor:
@@ -152,9 +153,13 @@ class Classification(Task[Example, EncodedExamples]):
         return outputs[0].cpu().unbind()
 
     def score(self, data: EncodedExamples, answers: list[Tensor]) -> dict[str, float]:
-        """See :func:`classification_metrics`."""
+        """See :func:`classification_metrics`, and :func:`exact_groups` where examples have groups."""
         logits = torch.stack(answers)  # (n, num_labels)
-        return classification_metrics(logits.argmax(-1).numpy(), data.labels.numpy(), logits.shape[-1])
+        found, labels = logits.argmax(-1).numpy(), data.labels.numpy()
+        scores = classification_metrics(found, labels, logits.shape[-1])
+        if data.groups is not None:
+            scores["exact"] = exact_groups((found == labels).tolist(), data.groups)
+        return scores
 
 
 class MultiLabel(Classification):

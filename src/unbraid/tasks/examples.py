@@ -8,7 +8,8 @@ from typing import Literal
 
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.labels import check_label
-from unbraid.tasks.rows import Row, read_rows
+from unbraid.tasks.rows import Row
+from unbraid.tasks.sources import read_rows
 
 SequenceKind = Literal["classification", "multi-label", "regression"]
 """The kinds of labels of a text or a pair of texts."""
@@ -22,11 +23,13 @@ class Example:
         text: the text, or the first of the pair.
         pair: the second text, or None.
         label: the name of its class, the names of its several labels, its score, or None where not known.
+        group: what it is judged together with, or None.
     """
 
     text: str
     pair: str | None = None
     label: str | tuple[str, ...] | float | None = None
+    group: str | None = None
 
 
 def read_examples(
@@ -44,8 +47,7 @@ def read_examples(
         InputError: what is wrong with the data, and where.
     """
     known = None if labels is None else frozenset(labels)
-    rows = read_rows(source, dataset=data.dataset, subset=data.subset)
-    return [_example(row, data, kind, known) for row in rows]
+    return [_example(row, data, kind, known) for row in read_rows(source, data)]
 
 
 def _example(row: Row, data: DataConfig, kind: SequenceKind | None, known: frozenset[str] | None) -> Example:
@@ -60,4 +62,5 @@ def _example(row: Row, data: DataConfig, kind: SequenceKind | None, known: froze
         for name in label:
             check_label(name, known, row.place)
     pair = None if data.pair is None else row.text(data.pair)
-    return Example(row.text(data.text), pair, label)
+    group = None if data.group is None else row.name(data.group)
+    return Example(row.text(data.text), pair, label, group)

@@ -11,8 +11,11 @@ from unbraid.model.config import DebertaConfig
 from unbraid.model.folder import architecture_of, model_folder, read_config
 from unbraid.tasks.classification import Classification, MultiLabel, Regression
 from unbraid.tasks.config import Kind, TaskConfig
+from unbraid.tasks.entity_choice import EntityChoice
 from unbraid.tasks.multiple_choice import MultipleChoice
 from unbraid.tasks.question_answering import QuestionAnswering
+from unbraid.tasks.sources import sources_of
+from unbraid.tasks.span_classification import SpanClassification
 from unbraid.tasks.task import Task
 from unbraid.tasks.token_classification import TokenClassification
 
@@ -23,6 +26,8 @@ KINDS: Mapping[Kind, type[Task[Any, Any]]] = {
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
     "multiple-choice": MultipleChoice,
+    "span-classification": SpanClassification,
+    "entity-choice": EntityChoice,
 }
 """What does each kind of task."""
 
@@ -36,14 +41,14 @@ class Splits(Generic[ExampleT]):
     Attributes:
         task: with the classes of the training data.
         train: to learn from.
-        dev: to choose the best checkpoint by.
-        test: to score it on, or None.
+        dev: to choose the best checkpoint by; None where there are none.
+        tests: to score it on, by their names.
     """
 
     task: Task[ExampleT, Any]
     train: list[ExampleT]
-    dev: list[ExampleT]
-    test: list[ExampleT] | None
+    dev: list[ExampleT] | None
+    tests: dict[str, list[ExampleT]]
 
 
 def read_splits(config: TaskConfig) -> Splits[Any]:
@@ -52,16 +57,18 @@ def read_splits(config: TaskConfig) -> Splits[Any]:
     Raises:
         InputError: what is wrong with the data, and where.
     """
+    sources = sources_of(config)
     task = KINDS[config.kind](
-        data=config.data,
-        labels=config.labels,
+        data=sources.data,
+        labels=sources.labels,
         max_length=config.max_length,
         overlap=config.overlap,
         batch_size=config.batch_size,
     )
-    train = task.read(config.train)
-    task = task.labelled(train, config.train)
-    return Splits(task, train, task.read(config.dev), None if config.test is None else task.read(config.test))
+    train = task.read(sources.train)
+    task = task.labelled(train, sources.train)
+    dev = None if sources.dev is None else task.read(sources.dev)
+    return Splits(task, train, dev, {name: task.read(source) for name, source in sources.tests.items()})
 
 
 def task_of(source: str, **fields: Any) -> Task[Any, Any]:

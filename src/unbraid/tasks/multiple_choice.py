@@ -19,7 +19,8 @@ from unbraid.model.pretrained import DebertaForMultipleChoice
 from unbraid.objective import Loss
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
-from unbraid.tasks.rows import Row, read_rows
+from unbraid.tasks.rows import Row
+from unbraid.tasks.sources import read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
 from unbraid.text.encoding import Encoding
@@ -127,9 +128,8 @@ class MultipleChoice(Task[ChoiceExample, ChoiceRows]):
 
     def read(self, source: str) -> list[ChoiceExample]:
         """See :meth:`Task.read`; all questions have a context, or none."""
-        rows = read_rows(source, dataset=self.data.dataset, subset=self.data.subset)
         examples: list[ChoiceExample] = []
-        for row in rows:
+        for row in read_rows(source, self.data):
             asked = Choices(row.text(self.data.question), choices_of(row, self.data.choices))
             context = context_of(row, self.data)
             if examples and (context is None) != (examples[0].context is None):

@@ -10,11 +10,12 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from unbraid.errors import InputError
+from unbraid.text.encoding import Span
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -104,6 +105,25 @@ class Row:
         place = f"{self.place}: column {column!r}"
         return [_name(item, place) for item in items]
 
+    def span(self, column: str, text: str) -> Span:
+        """A stretch [start, end) of characters of a text.
+
+        >>> Row("a.csv, line 2", {"span1": "[4, 7]"}).span("span1", "The cat.")
+        (4, 7)
+
+        Raises:
+            InputError: no such column, no value, or no stretch of the text.
+        """
+        return _span(self.items(column), text, f"{self.place}: column {column!r}")
+
+    def spans(self, column: str, text: str) -> list[Span]:
+        """A list of stretches of a text; see :meth:`span`.
+
+        Raises:
+            InputError: no such column, no value, no list, or something in it that is no stretch of the text.
+        """
+        return [_span(item, text, f"{self.place}: column {column!r}") for item in self.items(column)]
+
     def number(self, column: str) -> float:
         """A finite number.
 
@@ -139,29 +159,28 @@ def _name(value: Any, place: str) -> str:
     return name
 
 
-def read_rows(source: str, *, dataset: str | None = None, subset: str | None = None) -> Iterator[Row]:
-    """Reads a file, or a split of a hub data set, row by row.
+def _span(value: Any, text: str, place: str) -> Span:
+    match value:
+        case [int(start), int(end)] if 0 <= start < end <= len(text):
+            return start, end
+    raise InputError(
+        f"{place} holds {value!r}, which is no stretch of the {len(text)} characters of the text; "
+        "give [start, end), counted from 0, with start before end."
+    )
+
+
+def read_table(path: Path) -> Iterator[Row]:
+    """Reads a table, row by row.
 
     CSV follows RFC 4180 (quotes). TSV has no quoting, as in the files of GLUE: a tab always ends a cell.
     JSON Lines has one object a line. Empty lines are passed over.
 
     Args:
-        source: the file; or the split, when ``dataset`` is given.
-        dataset: name of a data set on the hub.
-        subset: configuration of the data set.
+        path: of a .csv, .tsv, .jsonl, .json or .parquet file; text also .gz.
 
     Raises:
-        InputError: what is wrong with the data, and where.
+        InputError: what is wrong with the file, and where.
     """
-    rows = _read_file(Path(source)) if dataset is None else _read_hub(dataset, subset, source)
-    row = None
-    for row in rows:
-        yield row
-    if row is None:
-        raise InputError(f"{source} has no examples.")
-
-
-def _read_file(path: Path) -> Iterator[Row]:
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in _READERS:
         raise InputError(f"{path} is none of the known kinds of file: {', '.join(_READERS)} (text also with .gz).")
@@ -173,17 +192,30 @@ def read_lines(path: Path) -> Iterator[str]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: byte {error.start + 1} is not UTF-8; convert the file to UTF-8."
-                    ) from None
+                yield decode_line(line, f"{path}, line {number}", first=number == 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}.") from None
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def decode_line(line: bytes | bytearray, place: str, *, first: bool) -> str:
+    """A line of UTF-8.
+
+    Args:
+        line: its bytes.
+        place: where it stands.
+        first: whether a byte order mark may precede it.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return line.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}: byte {error.start + 1} is not UTF-8; convert it to UTF-8.") from None
+
+
+def read_csv(path: Path) -> Iterator[Row]:
+    """The rows below the header of a CSV file."""
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
     reader = csv.reader(read_lines(path), strict=True)
     header: list[str] = []
@@ -196,37 +228,64 @@ def _read_csv(path: Path) -> Iterator[Row]:
         if cells is None:
             return
         if header and cells:
-            yield _table_row(path, line, header, cells)
-        header = header or cells
+            yield table_row(f"{path}, line {line}", header, cells)
+        header = header or _header(f"{path}, line {line}", cells)
 
 
-def _read_tsv(path: Path) -> Iterator[Row]:
-    header: list[str] = []
+def read_tsv(path: Path) -> Iterator[Row]:
+    """The rows below the header of a TSV file."""
+    cells_of_lines = read_cells(path)
+    header = _header(*next(cells_of_lines, ("", [])))
+    for place, cells in cells_of_lines:
+        yield table_row(place, header, cells)
+
+
+def read_cells(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The place and the cells of every line of a TSV file that is not empty."""
     for line, text in enumerate(read_lines(path), 1):
         cells = text.rstrip("\r\n").split("\t")
-        if header and cells != [""]:
-            yield _table_row(path, line, header, cells)
-        header = header or cells
+        if cells != [""]:
+            yield f"{path}, line {line}", cells
 
 
-def _table_row(path: Path, line: int, header: list[str], cells: list[str]) -> Row:
-    place = f"{path}, line {line}"
+def _header(place: str, cells: list[str]) -> list[str]:
+    for name in cells:
+        if name and cells.count(name) > 1:
+            raise InputError(f"{place}: there are several columns {name!r}; rename all but one.")
+    return cells
+
+
+def table_row(place: str, header: Sequence[str], cells: Sequence[str]) -> Row:
+    """A row of a table.
+
+    Raises:
+        InputError: not as many cells as columns.
+    """
     if len(cells) != len(header):
         raise InputError(f"{place}: there are {len(cells)} cells but {len(header)} columns; see to its separators.")
     return Row(place, dict(zip(header, cells, strict=True)))
 
 
-def _read_json_lines(path: Path) -> Iterator[Row]:
+def read_json_lines(path: Path) -> Iterator[Row]:
+    """The objects of a JSON Lines file, one a line."""
     for line, text in enumerate(read_lines(path), 1):
-        if not text.strip():
-            continue
-        try:
-            cells = json.loads(text)
-        except (ValueError, RecursionError):
-            cells = None
-        if not isinstance(cells, dict):
-            raise InputError(f"{path}, line {line}: this is not a JSON object; write one object a line.")
-        yield Row(f"{path}, line {line}", cells)
+        if text.strip():
+            yield json_row(text, f"{path}, line {line}")
+
+
+def json_row(text: str, place: str) -> Row:
+    """A line of JSON Lines.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    try:
+        cells = json.loads(text)
+    except (ValueError, RecursionError):
+        cells = None
+    if not isinstance(cells, dict):
+        raise InputError(f"{place}: this is not a JSON object; write one object a line.")
+    return Row(place, cells)
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -244,8 +303,13 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise InputError(f"{path} cannot be read: {error}.") from None
 
 
-def _read_hub(dataset: str, subset: str | None, split: str) -> Iterator[Row]:
-    from datasets import load_dataset
+def read_hub(dataset: str, subset: str | None, split: str) -> Iterator[Row]:
+    """The rows of a split of a data set on the hub, with the names of its classes instead of their numbers.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    from datasets import ClassLabel, load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
@@ -253,14 +317,19 @@ def _read_hub(dataset: str, subset: str | None, split: str) -> Iterator[Row]:
     except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"split {split!r} of the data set {dataset} cannot be loaded: {reason}") from None
-    for number, cells in enumerate(table, 1):
-        yield Row(f"{dataset} {split}, row {number}", dict(cells))
+    classes = {name: feature.names for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
+    for number, row in enumerate(table, 1):
+        cells = dict(row)
+        for name, names in classes.items():
+            unknown = cells[name] in (None, -1)
+            cells[name] = None if unknown else names[cells[name]]
+        yield Row(f"{dataset} {split}, row {number}", cells)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_json_lines,
-    ".json": _read_json_lines,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".jsonl": read_json_lines,
+    ".json": read_json_lines,
     ".parquet": _read_parquet,
 }

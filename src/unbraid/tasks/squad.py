@@ -10,7 +10,9 @@ from typing import Any
 
 from unbraid.errors import InputError
 from unbraid.tasks.config import DataConfig
-from unbraid.tasks.rows import Row, read_lines, read_rows
+from unbraid.tasks.formats.squad import nested_rows
+from unbraid.tasks.rows import Row
+from unbraid.tasks.sources import read_rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,10 +41,10 @@ def read_questions(source: str, data: DataConfig) -> list[Question]:
         InputError: what is wrong with the data, and where: an answer that is not in its context, or a question without
             an answer where ``data.unanswerable`` does not allow it.
     """
-    return [_question(row, data) for row in question_rows(source, dataset=data.dataset, subset=data.subset)]
+    return [_question(row, data) for row in question_rows(source, data)]
 
 
-def question_rows(source: str, *, dataset: str | None = None, subset: str | None = None) -> Iterator[Row]:
+def question_rows(source: str, data: DataConfig) -> Iterator[Row]:
     """The rows of a table, or of SQuAD's nested JSON, whose columns are then question, context and answers.
 
     Arguments as of :func:`read_rows`.
@@ -50,33 +52,9 @@ def question_rows(source: str, *, dataset: str | None = None, subset: str | None
     Raises:
         InputError: what is wrong with the file, and where.
     """
-    nested = _nested(Path(source)) if dataset is None and source.endswith((".json", ".json.gz")) else None
-    return read_rows(source, dataset=dataset, subset=subset) if nested is None else _flat(source, nested)
-
-
-def _nested(path: Path) -> list[Any] | None:
-    """What stands in SQuAD's JSON; None if the file is none."""
-    try:
-        content = json.loads("".join(read_lines(path)))
-    except (ValueError, RecursionError):  # JSON Lines, or nothing that we know; its own reader will say
-        return None
-    return content["data"] if isinstance(content, dict) and isinstance(content.get("data"), list) else None
-
-
-def _flat(source: str, articles: list[Any]) -> Iterator[Row]:
-    number = 0
-    try:
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                for entry in paragraph["qas"]:
-                    number += 1
-                    answers = [] if entry.get("is_impossible") else entry.get("answers", [])
-                    cells = {"question": entry["question"], "context": paragraph["context"], "answers": answers}
-                    yield Row(f"{source}, question {entry.get('id', number)}", cells)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{source} is not as SQuAD's files are, after question {number} ({error!r}).") from None
-    if not number:
-        raise InputError(f"{source} has no examples.")
+    plain = data.dataset is None and data.format is None
+    nested = nested_rows(Path(source)) if plain and source.endswith((".json", ".json.gz")) else None
+    return read_rows(source, data) if nested is None else nested
 
 
 def _question(row: Row, data: DataConfig) -> Question:

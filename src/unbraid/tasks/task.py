@@ -103,12 +103,12 @@ class Task(abc.ABC, Generic[ExampleT, RowsT]):
 
         The model runs in evaluation mode, and is then put back into the mode it was in.
         """
-        loss, answers = self._run(model, data)
+        loss, answers = self.ask(model, data)
         return {"loss": loss, **self.score(data, answers)}
 
     def tune(self, model: Pretrained, data: RowsT) -> tuple[Self, dict[str, float]]:
         """The same task with what is best chosen by dev examples, and its scores on them; see :meth:`evaluate`."""
-        loss, answers = self._run(model, data)
+        loss, answers = self.ask(model, data)
         task = self.tuned(data, answers)
         return task, {"loss": loss, **task.score(data, answers)}
 
@@ -129,7 +129,8 @@ class Task(abc.ABC, Generic[ExampleT, RowsT]):
         return {}
 
     @torch.no_grad()
-    def _run(self, model: Pretrained, data: RowsT) -> tuple[float, list[Any]]:
+    def ask(self, model: Pretrained, data: RowsT) -> tuple[float, list[Any]]:
+        """The mean loss of a model, without class weights, and its answers to all rows; see :meth:`evaluate`."""
         objective = self.objective(model)
         device = next(model.parameters()).device
         order = np.argsort(data.lengths, kind="stable")

@@ -24,7 +24,8 @@ from unbraid.model.pretrained import DebertaForTokenClassification
 from unbraid.objective import IGNORED, Loss
 from unbraid.tasks.labels import check_label, training_labels
 from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
-from unbraid.tasks.rows import Row, read_rows
+from unbraid.tasks.rows import Row
+from unbraid.tasks.sources import read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
 from unbraid.text.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ class TokenClassification(Task[LabelledSentence, TokenRows]):
         known = None if self.labels is None else frozenset(self.labels)
         read = self._of_words if self.data.words is not None else self._of_text
         examples = []
-        for row in read_rows(source, dataset=self.data.dataset, subset=self.data.subset):
+        for row in read_rows(source, self.data):
             example = read(row)
             for label in example.labels:
                 check_label(label, known, row.place)

@@ -46,6 +46,9 @@ class OptimizerConfig:
     """Warm-up: a number of steps if 1 or more, else a fraction of the run."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Where the decay ends, as a fraction of the highest learning rate."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each layer to the one below; the head has the rate itself, the embeddings the
+    lowest."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -69,6 +72,8 @@ class TrainingConfig:
     """What each of several processes holds: the whole model (DDP), or a share of it and of its optimizer (FSDP)."""
     evaluate_every: Annotated[float, Field(gt=0)] | None = 0.1
     """Between evaluations: steps if 1 or more, else a fraction of the run; None: only at the end."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many evaluations in a row without a new best; None: go on to the end."""
     checkpoint_every: Annotated[float, Field(gt=0)] = 500
     """Between checkpoints: steps if 1 or more, else a fraction of the run; the end always has one."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
@@ -92,6 +97,12 @@ class TrainingConfig:
     def _has_one_length(self) -> TrainingConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give the length of the run either as steps or as epochs.")
+        return self
+
+    @model_validator(mode="after")
+    def _has_evaluations_to_wait_for(self) -> TrainingConfig:
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("patience counts evaluations: give evaluate_every, or leave patience out.")
         return self
 
     def num_steps(self, per_epoch: int) -> int:

@@ -23,7 +23,7 @@ from unbraid.objective import Objective
 from unbraid.processes import add_up, num_processes
 from unbraid.training.config import TrainingConfig, span_steps
 from unbraid.training.monitor import Monitor
-from unbraid.training.optimizer import make_optimizer
+from unbraid.training.optimizer import Depths, make_optimizer
 from unbraid.training.parallel import callable_in_parts, whole
 from unbraid.training.precision import autocast, check_precision
 from unbraid.training.state import Checkpoints, Progress, restore
@@ -50,6 +50,7 @@ class Result:
         evaluation: the latest metrics.
         best: the best value of the metric that chooses.
         best_step: its step.
+        gave_up: whether the metric that chooses had not improved for ``patience`` evaluations.
     """
 
     step: int
@@ -59,11 +60,12 @@ class Result:
     evaluation: dict[str, float]
     best: float | None
     best_step: int | None
+    gave_up: bool
 
     @property
     def finished(self) -> bool:
         """False: stopped by a signal or by max_minutes; the same call continues."""
-        return self.step == self.steps
+        return self.step == self.steps or self.gave_up
 
 
 def train(
@@ -76,6 +78,7 @@ def train(
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     evaluate_first: bool = False,
     best: tuple[str, Literal["max", "min"]] | None = None,
+    depths: Callable[[], Depths] | None = None,
     save_best: Callable[[Path], object] | None = None,
     save_last: Callable[[Path], object] | None = None,
 ) -> Result:
@@ -103,7 +106,10 @@ def train(
             precision of the run. It must tell every process the same; with sharding every process must call the same
             modules as often as the others, as :mod:`unbraid.processes` helps to do.
         evaluate_first: evaluate before the first step too, and say whenever the metric that chooses is worse than then.
-        best: the metric that chooses the best weights, and whether more or less of it is better.
+        best: the metric that chooses the best weights, and whether more or less of it is better; with
+            ``config.patience`` it also ends the run, which is then finished.
+        depths: how far above the input each parameter of the objective acts, where ``layer_decay`` asks for it; called
+            when the weights are where they will be trained, sharded if they are.
         save_best: writes the best weights into the folder it is given; whole, they move to ``best/``. Called in the
             first process alone, with whole weights even if they are sharded.
         save_last: the same of the weights of the last step, for ``model/``.
@@ -111,7 +117,7 @@ def train(
     Raises:
         InputError: the folder holds another run or only damaged checkpoints, the disk is full, the loss or its
             gradient is not finite, the precision does not suit the model, the processes cannot share the micro-batches,
-            there is nothing to train, or evaluation lacks the metric that chooses.
+            there is nothing to train, evaluation lacks the metric that chooses, or there is none for ``patience``.
     """
     began = time.monotonic()
     PartialState._reset_state()  # else the device of a former run stands
@@ -119,6 +125,8 @@ def train(
     device, speaks = cast(torch.device, processes.device), processes.is_main_process
     folder = Path(folder)
     steps = config.num_steps(batches.per_epoch)
+    if config.patience is not None and (evaluate is None or best is None):
+        raise InputError("training.patience waits for a better evaluation, and this run has none: leave it out.")
     settled = {"training": dataclasses.asdict(config), **(recipe or {})}
 
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
@@ -127,7 +135,7 @@ def train(
         _check_same(folder / "recipe.json", settled)
     objective.to(device).train()
     phases = prepare(objective, config, device, _scales(objective, batches, config, device, latest))
-    optimizer = make_optimizer(objective, config.optimizer)
+    optimizer = make_optimizer(objective, config.optimizer, depths() if depths is not None else None)
     progress = Progress() if latest is None else restore(latest, objective, optimizer)
     for phase, state in zip(phases, progress.scalers, strict=False):  # none before the first checkpoint
         phase.scaler.load_state_dict(state)
@@ -142,6 +150,12 @@ def train(
         monitor = Monitor(
             folder, progress.step, steps, tensorboard=config.tensorboard, wandb=config.wandb, active=speaks
         )
+
+    def gave_up() -> bool:
+        return config.patience is not None and progress.stale >= config.patience
+
+    def finished() -> bool:
+        return progress.step == steps or gave_up()
 
     def due(every: float | None) -> bool:
         return progress.step == steps or (every is not None and progress.step % max(1, span_steps(every, steps)) == 0)
@@ -174,11 +188,14 @@ def train(
             monitor.say(f"{fault}; an earlier one is used.")
         if progress.step == steps:
             monitor.say(f"{folder}: this run is finished, all {steps} steps of it.")
+        elif gave_up():
+            monitor.say(f"{folder}: this run is finished; it stopped early, after step {progress.step} of {steps}.")
         elif progress.step:
             monitor.say(f"{folder}: continuing after step {progress.step} of {steps}.")
         elif evaluate_first and evaluate is not None:
             evaluate_now(evaluate)
-        for update in updates(phases, batches, config, optimizer, device, progress.step, steps, stopping):
+        coming = updates(phases, batches, config, optimizer, device, progress.step, steps, stopping)
+        for update in () if finished() else coming:
             if update.skipped and not progress.skipped:
                 monitor.say(
                     f"step {update.step}: the gradient overflows float16, so this update is passed over and the loss "
@@ -196,16 +213,22 @@ def train(
                 progress.window = []
             if evaluate is not None and due(config.evaluate_every):
                 evaluate_now(evaluate)
-            if due(config.checkpoint_every) or update.stop:
+            if due(config.checkpoint_every) or update.stop or gave_up():
                 progress.scalers = [phase.scaler.state_dict() for phase in phases]
                 with checkpoints.guard():
                     monitor.sync()
                     checkpoints.save(progress, objective, optimizer)
                 processes.wait_for_everyone()
+            if gave_up() and update.step < steps:
+                monitor.say(
+                    f"{folder}: stopped early after step {update.step} of {steps}, "
+                    f"after {progress.stale} evaluations without a new best."
+                )
+                break
             if update.stop and update.step < steps:
                 monitor.say(f"{folder}: stopped after step {update.step} of {steps}; run the same again to continue.")
                 break
-        if progress.step == steps and save_last is not None:
+        if finished() and save_last is not None:
             save("model", save_last)
     return Result(
         progress.step,
@@ -215,6 +238,7 @@ def train(
         progress.evaluation,
         progress.best,
         progress.best_step,
+        gave_up(),
     )
 
 
@@ -310,7 +334,7 @@ def _evaluate(
 
 
 def _improves(progress: Progress, name: str, direction: Literal["max", "min"]) -> bool:
-    """Whether the latest evaluation is the best so far; then it is noted."""
+    """Whether the latest evaluation is the best so far; it is noted, or that it is not."""
     if name not in progress.evaluation:
         raise InputError(
             f"the best weights cannot be chosen by {name}: evaluation tells {', '.join(progress.evaluation)}."
@@ -318,8 +342,9 @@ def _improves(progress: Progress, name: str, direction: Literal["max", "min"]) -
     value = progress.evaluation[name]
     sign = 1 if direction == "max" else -1
     if math.isnan(value) or (progress.best is not None and sign * value <= sign * progress.best):
+        progress.stale += 1
         return False
-    progress.best, progress.best_step = value, progress.step
+    progress.best, progress.best_step, progress.stale = value, progress.step, 0
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -35,31 +36,58 @@ def schedule(step: int, steps: int, warmup: int, final_fraction: float = 0.0) ->
     return final_fraction + (1 - final_fraction) * (steps + 1 - step) / (steps + 1 - warmup)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters to train, once each, in two groups: with weight decay, and biases and norms without.
+Depths = Mapping[nn.Parameter, int]
+"""How far above the input each parameter acts: 0 the embeddings, then the layers, most the head."""
 
-    Frozen parameters are in neither. A shared parameter has no decay if any of its places has none.
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float = 1.0, depths: Depths | None = None
+) -> list[dict[str, Any]]:
+    """The parameters to train, once each, in groups: with weight decay, and biases and norms without.
+
+    Frozen parameters are in none. A shared parameter has no decay if any of its places has none.
+
+    Args:
+        module: whose parameters.
+        weight_decay: of those that have one.
+        layer_decay: below 1 there are two groups for each depth; ``lr_scale`` of both, the fraction of the learning
+            rate that they have, is this to the power of how far they lie below the highest.
+        depths: of all parameters to train, where ``layer_decay`` is below 1.
+
+    Raises:
+        InputError: ``layer_decay`` is below 1 and the depths are not known.
     """
+    if layer_decay < 1 and depths is None:
+        raise InputError("optimizer.layer_decay is for fine-tuning, where each parameter has its layer: leave it at 1.")
     exempt = {
         parameter
         for owner in module.modules()
         for name, parameter in owner.named_parameters(recurse=False)
         if isinstance(owner, nn.LayerNorm) or name.endswith("bias")
     }
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    by_depth: dict[int, list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            depth = depths[parameter] if depths is not None and layer_decay < 1 else 0
+            by_depth.setdefault(depth, []).append(parameter)
     return [
-        {"params": [parameter for parameter in trained if parameter not in exempt], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter in exempt], "weight_decay": 0.0},
+        {
+            "params": [parameter for parameter in parameters if (parameter in exempt) == without],
+            "weight_decay": 0.0 if without else weight_decay,
+            "lr_scale": layer_decay ** (max(by_depth) - depth),
+        }
+        for depth, parameters in sorted(by_depth.items())
+        for without in (False, True)
     ]
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> AdamW:
+def make_optimizer(module: nn.Module, config: OptimizerConfig, depths: Depths | None = None) -> AdamW:
     """AdamW over :func:`parameter_groups`, fused where torch can: the same result for any number of threads.
 
     Raises:
-        InputError: every parameter is frozen.
+        InputError: every parameter is frozen; or see :func:`parameter_groups`.
     """
-    groups = parameter_groups(module, config.weight_decay)
+    groups = parameter_groups(module, config.weight_decay, config.layer_decay, depths)
     trained = [parameter for group in groups for parameter in group["params"]]
     if not trained:
         raise InputError("there is nothing to train: every parameter of the model is frozen.")

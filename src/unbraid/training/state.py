@@ -55,6 +55,7 @@ class Progress:
         evaluation: the latest metrics.
         best: the best value so far of the metric that chooses.
         best_step: its step.
+        stale: evaluations since then.
         window: sums since the last row of metrics, for every phase.
         scalers: the state of every phase's loss scaler.
     """
@@ -68,6 +69,7 @@ class Progress:
     evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
     best: float | None = None
     best_step: int | None = None
+    stale: int = 0
     window: list[dict[str, float]] = dataclasses.field(default_factory=list)
     scalers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 

@@ -90,7 +90,7 @@ class Update:
         grad_norms: for every phase, of its mean loss, over its parameters, before clipping.
         tokens: of the micro-batches of all processes.
         skipped: phases whose update was passed over, because its gradient overflowed float16.
-        lr: learning rate.
+        lr: learning rate, of the head where ``layer_decay`` gives the layers their own.
         seconds: from fetching the first micro-batch on.
         stop: a process was asked to stop.
     """
@@ -141,7 +141,7 @@ def updates(
         began = time.perf_counter()
         lr = config.optimizer.learning_rate * schedule(step, steps, warmup, config.optimizer.final_fraction)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         inputs: Iterable[_Input] = itertools.islice(arriving, share)
         tokens, stop, skipped, found, grad_norms = 0, False, 0, [], []
         for number, (phase, own) in enumerate(zip(phases, owned, strict=True)):
