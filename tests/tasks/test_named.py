@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,17 +104,21 @@ def test_finetune_and_evaluate(name, finetuned, capsys):
     assert [key for key in scores if isinstance(scores[key], dict)] == ["dev", *TESTS.get(name, [])]
     assert OFFICIAL.get(name, {"accuracy"}) <= scores["dev"].keys()
     sources = sources_of(TaskConfig(name=name, kind=TASKS[name].kind, folder=str(FIXTURES / name)))
-    columns = [f"--data.{key}={value}" for key, value in TASKS[name].columns.items() if value is not True]
-    flags = [f"--data.{key}" for key, value in TASKS[name].columns.items() if value is True]
     length = json.loads((folder / "recipe.json").read_text())["task"]["max_length"]
-    (line,) = run(
-        capsys, "evaluate", folder / "best", sources.dev, "--data.format", TASKS[name].format, *columns, *flags,
-        "--max-length", length, "--batch-size", 8,
-    )  # fmt: skip
+    lengths = ["--max-length", length, "--batch-size", 8]
+    (line,) = run(capsys, "evaluate", folder / "best", sources.dev, "--task", name, *lengths)
     again = json.loads(line)
     assert again.pop("examples") > 0
     assert again.pop("truncated") == 0
     assert again == pytest.approx(scores["dev"], rel=1e-4, abs=1e-6)
+
+
+def test_a_task_is_evaluated_as_its_files_are_read_by_hand(finetuned, capsys):
+    model, dev = finetuned("rte") / "best", FIXTURES / "rte/dev.tsv"
+    by_hand = run(capsys, "evaluate", model, dev, "--data.format", "rte", "--data.pair", "pair")
+    assert run(capsys, "evaluate", model, dev, "--task", "rte") == by_hand
+    error = fails(capsys, "evaluate", model, dev, "--task", "rte", "--data.pair", "pair")
+    assert "leave the options of data out" in re.sub(r"[│|\s]+", " ", error)
 
 
 class File(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig
@@ -26,6 +26,8 @@ class Config:
     """Folder or hub name of the model."""
     examples: tyro.conf.Positional[str]
     """A file of labelled examples (or a split of data.dataset); of text for a masked language model."""
+    task: str | None = None
+    """One of the papers' tasks, such as mnli, that examples is a file of as it is distributed."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """How to read labelled examples, or the column of the text."""
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
@@ -41,6 +43,12 @@ class Config:
     cache: str | None = None
     """Folder for tokenised text; by default a temporary one."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.task is not None and self.data != DataConfig():
+            raise ValueError("task says how its files are read: leave the options of data out.")
+        return self
+
 
 def run(config: Config) -> None:
     """Measures and prints."""
@@ -53,11 +61,12 @@ def run(config: Config) -> None:
 def _examples(config: Config) -> dict[str, float]:
     from unbraid.model.precision import set_precision
     from unbraid.tasks.kinds import task_of
+    from unbraid.tasks.named import named_task
     from unbraid.text.tokenizer import Tokenizer
 
     task = task_of(
         config.model,
-        data=config.data,
+        data=config.data if config.task is None else named_task(config.task).data(),
         max_length=config.max_length,
         overlap=config.overlap,
         batch_size=config.batch_size,
