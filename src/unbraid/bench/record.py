@@ -115,7 +115,7 @@ def _commit() -> str | None:
 
     def ask(*arguments: str) -> str:
         command = [git, "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, fixed
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, our own command
 
     try:
         commit = ask("rev-parse", "HEAD")

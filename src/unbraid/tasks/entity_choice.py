@@ -25,11 +25,10 @@ from unbraid.inference.entities import (
     pack_windows,
 )
 from unbraid.metrics import squad_metrics, squad_scores
-from unbraid.model.embeddings import Perturbation
 from unbraid.model.span_heads import DebertaForEntityChoice
 from unbraid.objective import Loss
 from unbraid.tasks.config import DataConfig
-from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
+from unbraid.tasks.objective import Outputs, StretchObjective, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row
 from unbraid.tasks.sources import read_rows
 from unbraid.tasks.task import Task
@@ -106,23 +105,8 @@ class EntityRows:
         return pack_windows([window for window, _ in chosen], labels)
 
 
-class EntityObjective(TaskObjective):
+class EntityObjective(StretchObjective):
     """Binary cross entropy of every mention."""
-
-    def __init__(self, model: DebertaForEntityChoice):
-        super().__init__()
-        self.model = model
-
-    def outputs(self, batch: Batch, perturbation: Perturbation | None = None) -> Outputs:
-        """Logits (S,), one a mention."""
-        output = self.model(
-            batch.input_ids,
-            packing=batch.packing,
-            token_type_ids=batch.token_type_ids,
-            spans=batch.spans,
-            perturbation=perturbation,
-        )
-        return (output.logits.float(),)
 
     def loss_from(self, outputs: Outputs, batch: Batch) -> Loss:
         """The sum over the mentions; also of how many is told rightly what they are.

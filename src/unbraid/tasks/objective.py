@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from unbraid.errors import InputError
 from unbraid.model.embeddings import Perturbation
+from unbraid.model.pretrained import Head
 from unbraid.objective import Loss, Objective
 from unbraid.text.batch import Batch
 
@@ -37,6 +38,25 @@ class TaskObjective(Objective):
     def loss(self, batch: Batch) -> Loss:
         """The loss of one batch."""
         return self.loss_from(self.outputs(batch), batch)
+
+
+class StretchObjective(TaskObjective):
+    """An objective of a model that is asked about marked stretches of the text."""
+
+    def __init__(self, model: Head) -> None:
+        super().__init__()
+        self.model = model
+
+    def outputs(self, batch: Batch, perturbation: Perturbation | None = None) -> Outputs:
+        """The model's logits: (B, num_labels) of the stretches of each text, or (S,), one a stretch."""
+        output = self.model(
+            batch.input_ids,
+            packing=batch.packing,
+            token_type_ids=batch.token_type_ids,
+            spans=batch.spans,
+            perturbation=perturbation,
+        )
+        return (output.logits.float(),)
 
 
 def labels_of(batch: Batch) -> Tensor:

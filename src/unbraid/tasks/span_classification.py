@@ -17,12 +17,11 @@ from torch.nn import functional
 
 from unbraid.inference.spans import Marked, MarkedEncoding, encode_marked, pack_marked
 from unbraid.metrics import classification_metrics
-from unbraid.model.embeddings import Perturbation
 from unbraid.model.span_heads import DebertaForSpanClassification
 from unbraid.objective import Loss
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.labels import check_label, training_labels
-from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
+from unbraid.tasks.objective import Outputs, StretchObjective, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row
 from unbraid.tasks.sources import read_rows
 from unbraid.tasks.task import Task
@@ -81,23 +80,8 @@ class SpanRows:
         return pack_marked([self.encodings[row] for row in rows], self.labels[torch.from_numpy(rows)])
 
 
-class SpanObjective(TaskObjective):
+class SpanObjective(StretchObjective):
     """Cross entropy of the classes."""
-
-    def __init__(self, model: DebertaForSpanClassification):
-        super().__init__()
-        self.model = model
-
-    def outputs(self, batch: Batch, perturbation: Perturbation | None = None) -> Outputs:
-        """Logits (B, num_labels)."""
-        output = self.model(
-            batch.input_ids,
-            packing=batch.packing,
-            token_type_ids=batch.token_type_ids,
-            spans=batch.spans,
-            perturbation=perturbation,
-        )
-        return (output.logits.float(),)
 
     def loss_from(self, outputs: Outputs, batch: Batch) -> Loss:
         """The sum over the examples; also how many are right.
