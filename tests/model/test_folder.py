@@ -152,6 +152,28 @@ def test_weights_are_read_in_float32(folder):
     assert {p.dtype for p in Deberta.from_pretrained(folder).parameters()} == {torch.float32}
 
 
+def test_weights_are_written_in_half_the_bytes(tmp_path):
+    model = DebertaForMaskedLM(DebertaConfig(**SMALL, position_buckets=8))
+    model.save_pretrained(tmp_path, torch.float16)
+    written = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
+    for (name, parameter), other in zip(
+        model.named_parameters(), DebertaForMaskedLM.from_pretrained(tmp_path).parameters(), strict=True
+    ):
+        assert torch.equal(parameter.half().float(), other), name
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_weight_too_large_for_float16_is_named(tmp_path):
+    model = DebertaForMaskedLM(DebertaConfig(**SMALL, position_buckets=8))
+    with torch.no_grad():
+        model.deberta.encoder.layers[1].up.weight[3, 2] = 7e4
+    with pytest.raises(InputError, match=r"layer\.1\.intermediate\.dense\.weight has weights beyond the range"):
+        model.save_pretrained(tmp_path, torch.float16)
+    assert not (tmp_path / "model.safetensors").exists()
+    model.save_pretrained(tmp_path, torch.bfloat16)
+
+
 LAYER = "deberta.encoder.layer.0"
 
 

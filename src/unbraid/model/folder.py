@@ -110,12 +110,17 @@ class Pretrained(nn.Module):
     def _assign(self, tensors: dict[str, Tensor]) -> None:
         self.load_state_dict(tensors, strict=False, assign=True)  # what is missing was checked or starts fresh
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes config.json and model.safetensors, which transformers' ``AutoModel...`` classes read as well.
 
         Each file is complete before it takes its place.
 
+        Args:
+            folder: to write, made if need be.
+            dtype: of the weights in the file, e.g. ``torch.float16`` for half the size; None: as they are.
+
         Raises:
+            InputError: a weight is too large for ``dtype``.
             OSError: e.g. the disk is full; what was there stays.
         """
         folder = Path(folder)
@@ -123,10 +128,19 @@ class Pretrained(nn.Module):
         v1 = self.config.model_type == "deberta"
         tensors = {name: tensor.detach() for name, tensor in self._checkpoint_tensors().items()}
         named = checkpoint.to_files(tensors, v1, self.config.num_attention_heads)
+        if dtype is not None:
+            named = {name: _narrowed(name, tensor, dtype) for name, tensor in named.items()}
         checkpoint.write_weights(named, folder / "model.safetensors")
         family = "Deberta" if v1 else "DebertaV2"
         fields = self.config.to_dict() | {"architectures": [f"{family}{self.architecture}"]}
         replace_bytes(folder / "config.json", (json.dumps(fields, indent=2) + "\n").encode())
+
+
+def _narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    narrow = tensor.to(dtype)
+    if not narrow.isfinite().all():
+        raise InputError(f"{name} has weights beyond the range of {dtype}: write torch.bfloat16 or torch.float32.")
+    return narrow
 
 
 def model_folder(source: str | Path, revision: str | None = None) -> Path:
