@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
+import torch
 
 from unbraid import cli
 from unbraid.commands import ablate, finetune, pretrain
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
+from unbraid.model.pretrained import Deberta
+from unbraid.pretraining import attention_maps
 from unbraid.pretraining.ablation import VARIANTS
 from unbraid.pretraining.config import CorpusConfig
+from unbraid.text.tokenizer import Tokenizer
 from unbraid.training.config import TrainingConfig
 
 WORDS = ("the", "old", "river", "runs", "by", "a", "small", "town", "where", "many", "people", "speak", "of", "stone")
@@ -79,7 +84,10 @@ def test_the_runs_are_there_and_their_numbers_are_in_the_table(finished):
     head, *rows = rows
     assert head[:6] == ["", "masked loss", "towns, test accuracy", "seeds", "parameters", "minutes"]
     assert head[6:] == ["paper: MNLI-m/mm", "paper: SQuAD 1.1 F1/EM", "paper: SQuAD 2.0 F1/EM", "paper: RACE"]
+    starts = [number for number, row in enumerate(rows) if row[0] in ("minus roberta", "")]
+    rows, minus, looks = rows[: starts[0]], rows[starts[0] : starts[1]], rows[starts[1] :]
     assert [row[0] for row in rows] == ["roberta", "-(EMD+C2P)"]
+    found = {}
     assert rows[1][6:] == ["85.8/85.9", "91.5/85.3", "80.3/77.2", "68.1"]
     for row in rows:
         losses, scores = [], []
@@ -92,7 +100,76 @@ def test_the_runs_are_there_and_their_numbers_are_in_the_table(finished):
         assert row[2] == f"{statistics.fmean(scores):.1f} ± {statistics.stdev(scores):.1f}"
         assert row[3] == "2"
         assert losses[0] != losses[1], "seeds differ"
+        found[row[0]] = losses, scores
+    gaps = [[after - before for before, after in zip(*pair, strict=True)] for pair in zip(*found.values(), strict=True)]
+    errors = [statistics.stdev(gap) / 2**0.5 for gap in gaps]
+    assert minus[0][:4] == ["minus roberta", "masked loss", "towns, test accuracy", "seeds"]
+    assert minus[1][:4] == [
+        "-(EMD+C2P)",
+        f"{statistics.fmean(gaps[0]):+.3f} ± {errors[0]:.3f}",
+        f"{statistics.fmean(gaps[1]):+.1f} ± {errors[1]:.1f}",
+        "2",
+    ]
+    assert len(minus) == 2
+    assert looks[0] == ["", "itself", "near", "[CLS]", "[SEP]", "frequent", "seeds"]
+    assert [row[0] for row in looks[1:]] == ["roberta", "-(EMD+C2P)", "everywhere alike"]
     assert (finished / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_the_models_look_is_drawn_and_measured(finished):
+    """Against the weights that each model itself gives out, token by token."""
+    picture = (finished / "attention.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+    assert width > 900
+    assert height > 800
+    summary = json.loads((finished / "ablation.json").read_text())
+    texts = set()
+    for name in ("roberta", "-(EMD+C2P)"):
+        means = []
+        for seed in (3, 5):
+            folder = finished / name / f"seed-{seed}" / "pretraining"
+            measured = json.loads((folder / "attention.json").read_text())
+            texts.add(json.dumps([each["tokens"] for each in measured["maps"]]))
+            tokenizer = Tokenizer.from_pretrained(folder / "model")
+            ids = {tokenizer.token(index): index for index in range(len(tokenizer))}
+            encoder = Deberta.from_pretrained(folder / "model")
+            for each in measured["maps"]:
+                text = torch.tensor([[ids[token] for token in each["tokens"]]])
+                with torch.no_grad():
+                    weights = encoder(text, output_attentions=True).attentions[-1]
+                torch.testing.assert_close(weights[0].mean(0), torch.tensor(each["weights"]), rtol=0, atol=2e-5)
+                assert each["tokens"][0] == "[CLS]"
+                assert each["tokens"][-1] == "[SEP]"
+                assert "[MASK]" not in each["tokens"], "nothing is hidden"
+            means.append(measured["shares"]["near"])
+        near = summary[name]["attention"]["near"]
+        assert near["mean"] == pytest.approx(statistics.fmean(means))
+        assert near["deviation"] == pytest.approx(statistics.stdev(means))
+    assert len(texts) == 1, "the same texts for all"
+
+
+def test_what_is_measured_once_is_not_measured_again(place, finished, tmp_path, monkeypatch):
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    lost = output / "roberta/seed-5/pretraining/attention.json"
+    kept = lost.read_text()
+    lost.unlink()
+    calls = []
+    measure = attention_maps.measure
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return measure(*arguments)
+
+    monkeypatch.setattr(attention_maps, "measure", counted)
+    run(place, output)
+    assert len(calls) == 1, "the one that was not there"
+    assert lost.read_text() == kept
+    shutil.rmtree(output / "roberta/seed-3/towns")  # as if killed after its pretraining
+    run(place, output)
+    assert (output / "roberta/seed-3/towns/results.json").exists()
+    assert len(calls) == 1
 
 
 def test_the_models_are_those_of_the_variants(finished):
@@ -126,7 +203,7 @@ def test_run_again_nothing_is_trained_and_the_table_is_printed(place, finished, 
     monkeypatch.setattr(finetune, "run", trains)
     run(place, finished)
     printed = capsys.readouterr().out
-    assert (finished / "ablation.md").read_text(encoding="utf-8").startswith(printed.split("\n\n")[0])
+    assert (finished / "ablation.md").read_text(encoding="utf-8") in printed
     assert " of 4" not in printed
 
 
@@ -147,7 +224,7 @@ def test_stopped_and_killed_it_continues_to_the_same_result(place, finished, tmp
     with pytest.raises(SystemExit):
         run(place, output)
     progress = capsys.readouterr().out
-    assert re.findall(r"^(\d of 4: .*)$", progress, flags=re.MULTILINE) == [
+    assert re.findall(r"^(\d of 4: [^;\n]*)", progress, flags=re.MULTILINE) == [
         "1 of 4: roberta, seed 3",
         "2 of 4: -(EMD+C2P), seed 3",
     ]
@@ -156,7 +233,8 @@ def test_stopped_and_killed_it_continues_to_the_same_result(place, finished, tmp
 
     run(place, output)
     progress = capsys.readouterr().out
-    assert re.findall(r"^(\d of 4: .*)$", progress, flags=re.MULTILINE) == [
+    assert len(re.findall(r"^\d of 4: .*; about \d+:\d\d:\d\d left$", progress, flags=re.MULTILINE)) == 3
+    assert re.findall(r"^(\d of 4: [^;\n]*)", progress, flags=re.MULTILINE) == [
         "2 of 4: -(EMD+C2P), seed 3",
         "3 of 4: roberta, seed 5",
         "4 of 4: -(EMD+C2P), seed 5",
@@ -169,7 +247,8 @@ def test_one_seed_has_no_spread_and_no_tasks_are_needed(place, tmp_path):
     config = config_of(place, output, "--variants", "deberta", "--seeds", "0")
     ablate.run(ablate.Config(**{**vars_of(config), "tasks": ()}))
     table = (output / "ablation.md").read_text(encoding="utf-8")
-    assert "±" not in table[: table.index("Masked loss:")]
+    assert not [line for line in table.splitlines() if line.startswith("|") and "±" in line]
+    assert "minus" not in table, "there is nothing to compare with"
     assert without_minutes(output)["deberta"]["masked_loss"]["deviation"] is None
 
 
@@ -224,9 +303,11 @@ def test_the_generator_is_what_compares_where_tokens_are_replaced(place, tmp_pat
         {"step": 4, "kind": "evaluation", "loss": 9.0, "generator_loss": 2.5, "detection_loss": 0.13},
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "attention.json").write_text(json.dumps({"shares": {"itself": 0.5}, "even": {}, "maps": []}))
     outcome = ablate.outcome(config, {}, "rtd-gdes", 3)
     assert outcome.losses == [2.5]
     assert outcome.minutes == 1.5
+    assert outcome.attention == {"itself": 0.5}
 
 
 def test_faults_are_told_before_anything_is_trained(place, tmp_path, capsys):
@@ -252,6 +333,7 @@ def test_faults_are_told_before_anything_is_trained(place, tmp_path, capsys):
         (["--variants", "deberta", "+ShareProjection", "--model.share-att-key"], "are the same model here"),
         (["--corpus.held-out", "0"], "corpus.held_out must be more than 0"),
         (["--variants", "bert"], "bert"),
+        (["--training.patience", "2"], "leave training.patience out"),
     ]
     for more, message in cases:
         with pytest.raises(SystemExit):
@@ -262,11 +344,22 @@ def test_faults_are_told_before_anything_is_trained(place, tmp_path, capsys):
     assert not output.exists()
 
 
+def test_processes_that_cannot_share_a_step_of_a_task_are_told_at_once(place, tmp_path):
+    config = config_of(place, tmp_path / "runs", "--training.micro-batches", "2")
+    tasks = ablate.read_tasks(config)
+    ablate.check_shared(config, tasks, 1)
+    with pytest.raises(InputError, match=r"towns: training\.micro_batches is 1, which 2 processes cannot"):
+        ablate.check_shared(config, tasks, 2)
+    with pytest.raises(InputError, match=r"^training\.micro_batches is 2, .*: make it a multiple of 3"):
+        ablate.check_shared(config, {}, 3)
+
+
 def test_too_little_text_to_hold_out_is_told(place, tmp_path):
     (tmp_path / "one.txt").write_text("One document of several lines about the old town.\n" * 40, encoding="utf-8")
     config = config_of(place, tmp_path / "runs", "--corpus.path", tmp_path / "one.txt", "--seeds", "0")
     with pytest.raises(InputError, match="no document fell into the held-out part"):
         ablate.run(config)
+    assert not (tmp_path / "runs" / "roberta").exists(), "before anything is trained"
 
 
 def test_the_base_is_the_papers():

@@ -8,7 +8,17 @@ import re
 
 import numpy as np
 
-from unbraid.report import Section, attention_map, comparison, curves, read_metrics, smooth, table, write_report
+from unbraid.report import (
+    Section,
+    attention_map,
+    attention_maps,
+    comparison,
+    curves,
+    read_metrics,
+    smooth,
+    table,
+    write_report,
+)
 
 
 def test_metrics_are_columns_with_nan_where_a_number_is_missing(tmp_path):
@@ -52,6 +62,25 @@ def test_a_comparison_shows_every_variant_however_many_or_few():
             assert width > 800
             assert height > 500
     assert len({comparison({"a": (steps, np.ones((1, 3)) * i)}, "step", "loss", {}) for i in (1, 2)}) == 2
+
+
+def test_maps_of_several_models_stand_side_by_side():
+    def size(picture: bytes) -> list[int]:
+        assert picture.startswith(b"\x89PNG")
+        return [int.from_bytes(picture[at : at + 4], "big") for at in (16, 20)]
+
+    short, long = ["[CLS]", "$a_{$", "[SEP]"], ["[CLS]", "\N{CJK UNIFIED IDEOGRAPH-6F22}", "b", "$$", "[SEP]"]
+
+    def of(number: int, texts: list[list[str]]) -> dict[str, list]:
+        return {f"variant {i}": [(np.eye(len(text)), text) for text in texts] for i in range(number)}
+
+    one, more, two_rows = (size(attention_maps(of(*case))) for case in ((1, [short]), (3, [short]), (3, [short, long])))
+    assert more[0] > 2 * one[0]
+    assert more[1] == one[1]
+    assert two_rows[0] == more[0]
+    assert two_rows[1] > 1.7 * more[1]
+    turned = {"a": [(np.eye(3), short)], "b": [(np.fliplr(np.eye(3)), short)]}
+    assert attention_maps(turned) != attention_maps(dict(zip("ab", reversed(turned.values()), strict=True)))
 
 
 def test_text_is_escaped_and_the_page_is_whole(tmp_path):

@@ -7,12 +7,17 @@ import dataclasses
 import html
 import io
 import json
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from unbraid.files import replace_text
 
@@ -129,15 +134,59 @@ def attention_map(weights: np.ndarray, tokens: Sequence[str]) -> str:
     """
     figure = Figure((6.5, 6), layout="constrained")
     axes = figure.add_subplot()
-    shown = axes.imshow(np.sqrt(weights), cmap="Blues", vmin=0)
-    axes.set_xticks(range(len(tokens)), tokens, rotation=90)
-    axes.set_yticks(range(len(tokens)), tokens)
+    shown = _draw_map(axes, weights, tokens, float(weights.max()))
     axes.set_xlabel("attended to (key)")
     axes.set_ylabel("attending (query)")
-    bar = figure.colorbar(shown, shrink=0.7)
-    ticks = list(bar.get_ticks())
-    bar.set_ticks(ticks, labels=[f"{tick**2:.2f}" for tick in ticks])
+    _square_scale(figure.colorbar(shown, shrink=0.7))
     return _image(figure)
+
+
+def attention_maps(columns: Mapping[str, Sequence[tuple[np.ndarray, Sequence[str]]]]) -> bytes:
+    """Attention maps of several models side by side, a column for each and a row for each text.
+
+    The colours are those of :func:`attention_map`, the same for all maps of the picture; they end at the weight that
+    one in a thousand exceeds, or a few would make the others pale.
+
+    Args:
+        columns: name -> for each text the weights (T, T) and their tokens.
+
+    Returns:
+        A PNG.
+    """
+    maps = list(columns.values())
+    largest = float(np.quantile(np.concatenate([weights.ravel() for column in maps for weights, _ in column]), 0.999))
+    figure = Figure((1 + 3.6 * len(maps), 0.5 + 3.6 * len(maps[0])), layout="constrained")
+    grid = figure.subplots(len(maps[0]), len(maps), squeeze=False)
+    shown = None
+    for column, (name, texts) in enumerate(columns.items()):
+        grid[0, column].set_title(name)
+        for axes, (weights, tokens) in zip(grid[:, column], texts, strict=True):
+            shown = _draw_map(axes, weights, tokens, largest)
+            axes.tick_params(labelsize=4, length=1, pad=1)
+            if column:
+                axes.set_yticklabels([])
+    for axes in grid[:, 0]:
+        axes.set_ylabel("attending (query)")
+    for axes in grid[-1]:
+        axes.set_xlabel("attended to (key)")
+    if shown is not None:
+        _square_scale(figure.colorbar(shown, ax=grid, shrink=0.6, extend="max", aspect=40, pad=0.01))
+    return _png(figure)
+
+
+def _draw_map(axes: Axes, weights: np.ndarray, tokens: Sequence[str], largest: float) -> AxesImage:
+    """Draws one map, its colours up to the weight ``largest``."""
+    shown = axes.imshow(np.sqrt(weights), cmap="Blues", vmin=0, vmax=math.sqrt(largest), interpolation="nearest")
+    axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(tokens)), tokens, parse_math=False)
+    return shown
+
+
+def _square_scale(bar: Colorbar) -> None:
+    """Labels the colours of roots by the weights themselves."""
+    lowest, highest = bar.ax.get_ylim()
+    ticks = [tick for tick in bar.get_ticks() if lowest <= tick <= highest]
+    bar.set_ticks(ticks, labels=[f"{tick**2:.2g}" for tick in ticks])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -183,7 +232,9 @@ def write_report(path: Path, title: str, introduction: str, sections: Sequence[S
 def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # what the font lacks is drawn as a box
+        figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
 
 

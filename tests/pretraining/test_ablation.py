@@ -9,7 +9,22 @@ import torch
 
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import DebertaForMaskedLM
-from unbraid.pretraining.ablation import BENCHMARKS, GROUPS, VARIANTS, Group, Name, chosen
+from unbraid.pretraining.ablation import (
+    BENCHMARKS,
+    GROUPS,
+    VARIANTS,
+    Group,
+    Name,
+    Outcome,
+    attention_rows,
+    baseline,
+    chosen,
+    difference_rows,
+    differences,
+    paired,
+    rows_of,
+    summary,
+)
 from unbraid.pretraining.config import RtdConfig
 
 BASE = DebertaConfig(
@@ -112,3 +127,78 @@ def test_the_same_run_has_the_same_figures():
     for variant in VARIANTS.values():
         assert set(variant.paper) <= set(BENCHMARKS)
         assert all(50 < score < 100 for scores in variant.paper.values() for score in scores)
+
+
+def outcome(loss: float, score: float, itself: float = 0.25) -> Outcome:
+    return Outcome(
+        steps=[5, 10],
+        losses=[9.0, loss],
+        scores={"task": score},
+        attention={"itself": itself},
+        parameters=1000,
+        minutes=2.0,
+    )
+
+
+FOUND = {
+    "roberta": {0: outcome(3.0, 60.0, 0.5), 1: outcome(4.0, 70.0, 0.25), 2: outcome(5.0, 80.0, 0.75)},
+    "deberta": {0: outcome(2.5, 61.0), 1: outcome(3.0, 72.0), 2: outcome(3.5, 83.0)},
+    "-EMD": {2: outcome(3.75, 82.0), 7: outcome(9.0, 10.0)},
+}
+"""Seed by seed roberta's loss is above deberta's by 0.5, 1 and 1.5, its score below by 1, 2 and 3."""
+
+
+def test_differences_are_taken_to_deberta_within_each_seed():
+    losses = paired(FOUND, lambda run: run.losses[-1])
+    # The standard deviation of 0.5, 1, 1.5 is 0.5; over three seeds the mean has 1 / sqrt(3) of it.
+    assert losses["roberta"] == pytest.approx((1.0, 0.5 / 3**0.5))
+    assert losses["deberta"] == (0.0, 0.0)
+    assert losses["-EMD"] == (0.25, None), "one seed in common tells nothing of the noise"
+    assert paired(FOUND, lambda run: run.scores["task"])["roberta"] == pytest.approx((-2.0, 1 / 3**0.5))
+    assert "roberta" not in paired(
+        {"deberta": {0: outcome(1, 1)}, "roberta": {1: outcome(1, 1)}}, lambda run: run.minutes
+    )
+
+
+def test_without_deberta_they_are_taken_to_the_first():
+    assert baseline(FOUND) == "deberta"
+    assert baseline({"mlm": {}, "rtd-es": {}}) == "mlm"
+
+
+def test_the_tables_say_what_was_found_and_what_the_paper_did():
+    head, rows = rows_of(FOUND, {"task": "task, test accuracy"})
+    assert head[:4] == ["", "masked loss", "task, test accuracy", "seeds"]
+    assert rows[0][:6] == ["roberta", "4.000 ± 1.000", "70.0 ± 10.0", "3", "0.001 M", "2.0"]
+    head, rows = difference_rows(FOUND, {"task": "task, test accuracy"})
+    assert head[:4] == ["minus deberta", "masked loss", "task, test accuracy", "seeds"]
+    assert [row[:4] for row in rows] == [
+        ["roberta", "+1.000 ± 0.289", "-2.0 ± 0.6", "3"],
+        ["-EMD", "+0.250", "-1.0", "1"],
+    ]
+    assert head[4:] == [f"paper: {benchmark}" for benchmark in BENCHMARKS]
+    assert rows[1][4:] == ["-0.2/-0.1", "-0.3/-0.3", "-1.2/-1.3", "-1.4"]
+    head, rows = attention_rows(FOUND, {"itself": 0.01})
+    assert head == ["", "itself", "seeds"]
+    assert rows[0] == ["roberta", "50.0 ± 25.0", "3"]
+    assert rows[-1] == ["everywhere alike", "1.0", ""]
+
+
+def test_the_summary_and_the_plot_have_the_same_differences():
+    found = summary(FOUND)
+    assert found["roberta"]["masked_loss"]["difference"] == {
+        "mean": pytest.approx(1.0),
+        "standard_error": pytest.approx(0.5 / 3**0.5),
+    }
+    assert found["roberta"]["attention"]["itself"]["mean"] == 0.5
+    assert found["roberta"]["attention"]["itself"]["difference"]["mean"] == 0.25
+    assert found["-EMD"]["scores"]["task"] == {
+        "mean": 46.0,
+        "deviation": pytest.approx(36 * 2**0.5),
+        "difference": {"mean": -1.0, "standard_error": None},
+    }
+    assert found["roberta"]["runs"]["1"]["attention"] == {"itself": 0.25}
+    here, paper = differences(FOUND).items()
+    assert here == ("here: points above deberta", {"task": paired(FOUND, lambda run: run.scores["task"])})
+    assert paper[0] == "the paper, at its size: points above deberta"
+    assert paper[1]["RACE"]["roberta"] == (pytest.approx(66.8 - 71.7), None)
+    assert paper[1]["RACE"]["deberta"] == (0.0, None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -16,18 +17,51 @@ from unbraid.commands import finetune, pretrain
 from unbraid.errors import InputError
 from unbraid.files import read_toml
 from unbraid.model.config import DebertaConfig, explain
-from unbraid.pretraining.ablation import VARIANTS, Group, Name, Outcome, chosen, differences, rows_of, summary
+from unbraid.pretraining.ablation import (
+    VARIANTS,
+    Found,
+    Group,
+    Name,
+    Outcome,
+    attention_rows,
+    chosen,
+    difference_rows,
+    differences,
+    rows_of,
+    summary,
+)
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
 from unbraid.training.config import TrainingConfig
 
+if TYPE_CHECKING:
+    from unbraid.pretraining.attention_maps import Attention
+    from unbraid.pretraining.corpus import Documents
+
 PRETRAINING = "pretraining"
 """The folder of a pretraining, beside those of the tasks."""
+
+ATTENTION = "attention.json"
+"""Where a pretrained model looks, beside it."""
 
 NOTE = """
 Masked loss: nats per hidden token of held-out text, the same tokens for all; where replaced tokens are detected it is
 the loss of the generator, a smaller model. ±: the standard deviation over the seeds. Parameters: those that fine-tuning
 starts from. The paper's columns are its own results, in percent, of models of 12 layers pretrained on 16 GB of text:
 compare directions with them, not values.
+"""
+
+DIFFERENCE_NOTE = """
+Differences within a seed, their mean over the seeds, ± its standard error; points for scores, nats for the loss, where
+less is better. Noise alone exceeds 12.7, 4.3, 3.2, 2.8 standard errors once in twenty times with 2, 3, 4, 5 seeds
+(Student's t), and the more differences a table has, the likelier one of them is to.
+"""
+
+ATTENTION_NOTE = """
+Of the attention that ordinary tokens (all but [CLS] and [SEP]) give away in the last layer, in percent: what stays with
+the token itself (the diagonal of a map), goes to other ordinary tokens at distance 1 or 2 (near), to [CLS], to [SEP],
+and to other ordinary tokens that are among the 20 most frequent pieces of the text (frequent, the vertical stripes; a
+part of it is near as well). Means over heads and tokens of up to 64 held-out rows of up to 128 tokens, the same for
+all, nothing hidden; ±: the standard deviation over the seeds. The layer is the encoder's own, as fine-tuning meets it.
 """
 
 
@@ -40,8 +74,8 @@ class Config:
     """Pretrains the variants of the papers' tables alike, fine-tunes each, and compares them.
 
     Every variant reads the same text in the same order with the same tokens hidden. Killed at any moment, the same
-    command continues. The table stands in OUTPUT/ablation.md (and .json), the curves in OUTPUT/ablation.png, the runs
-    in OUTPUT/VARIANT/seed-SEED.
+    command continues. The tables stand in OUTPUT/ablation.md (and .json), the curves in OUTPUT/ablation.png, maps of
+    the last layer's attention in OUTPUT/attention.png, the runs in OUTPUT/VARIANT/seed-SEED.
     """
 
     output: str
@@ -49,7 +83,7 @@ class Config:
     tokenizer: str
     """Folder or hub name of the tokenizer; the models' vocab_size follows from it."""
     variants: Annotated[tuple[Name | Group, ...], Field(min_length=1)] = ("table-4",)
-    """Variants, or tables of the papers, to run; the differences are taken to the first of them."""
+    """Variants, or tables of the papers, to run; differences are taken to deberta, else to the first."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     """One run of every variant for each seed, of the weights, dropout, the order of the text and what is hidden."""
     tasks: tuple[str, ...] = ()
@@ -81,6 +115,8 @@ class Config:
             raise ValueError("two of the tasks have recipes of the same name: rename one.")
         if PRETRAINING in (Path(task).stem for task in self.tasks):
             raise ValueError(f"the recipe of a task cannot be called {PRETRAINING}: rename it.")
+        if self.training.patience is not None:
+            raise ValueError("the variants are compared step by step: leave training.patience out.")
         seen: dict[str, str] = {}
         for name in self.names:
             variant = pretraining(self, name, 0)
@@ -97,25 +133,29 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs what is left to run, and writes and prints the comparison of what is finished."""
+    import torch
     from accelerate import PartialState
 
     output, tasks = Path(config.output), read_tasks(config)
-    speaks = PartialState(cpu=config.training.device == "cpu").is_main_process
+    processes = PartialState(cpu=config.training.device == "cpu" or not torch.accelerator.is_available())
+    check_shared(config, tasks, processes.num_processes)
+    speaks = processes.is_main_process
     _check_same(config, tasks, record=speaks)
+    held_out = read_held_out(config)
     ends = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     plan = [(seed, name) for seed in config.seeds for name in config.names]
-    table, said = "", f"{output}: ablation.md, ablation.json, ablation.png"
+    text, said = "", f"{output}: ablation.md, ablation.json, ablation.png, attention.png"
     for number, (seed, name) in enumerate(plan, 1):
         if is_finished(config, tasks, name, seed):
             continue
         if speaks:
-            print(f"{number} of {len(plan)}: {name}, seed {seed}", flush=True)
-        if not train(config, tasks, name, seed, ends):
+            print(f"{number} of {len(plan)}: {name}, seed {seed}{_left(config, tasks, plan)}", flush=True)
+        if not train(config, tasks, name, seed, held_out, ends):
             said = f"{output}: stopped in run {number} of {len(plan)}; run the same again to continue."
             break
-        table = compare(config, tasks) if speaks else ""
+        text = compare(config, tasks) if speaks else ""
     if speaks:
-        print(table or compare(config, tasks))
+        print(text or compare(config, tasks))
         print(said)
 
 
@@ -126,7 +166,7 @@ def pretraining(config: Config, name: str, seed: int) -> pretrain.Config:
         output=str(_folder(config, name, seed) / PRETRAINING),
         tokenizer=config.tokenizer,
         objective=variant.objective,
-        cache=config.cache or str(Path(config.output) / "corpus"),
+        cache=_cache(config),
         evaluation_batches=config.evaluation_batches,
         gradient_checkpointing=config.gradient_checkpointing,
         corpus=dataclasses.replace(config.corpus, seed=seed),
@@ -170,21 +210,60 @@ def read_tasks(config: Config) -> dict[str, finetune.Config]:
     return tasks
 
 
+def check_shared(config: Config, tasks: Mapping[str, finetune.Config], processes: int) -> None:
+    """Checks at once what would end the ablation when the first fine-tuning begins.
+
+    Raises:
+        InputError: the processes cannot share the micro-batches of a step evenly.
+    """
+    for name, training in {"": config.training, **{f"{name}: ": tasks[name].training for name in tasks}}.items():
+        if training.micro_batches % processes:
+            raise InputError(
+                f"{name}training.micro_batches is {training.micro_batches}, which {processes} processes cannot share "
+                f"evenly: make it a multiple of {processes}."
+            )
+
+
+def read_held_out(config: Config) -> Documents:
+    """The held-out text, tokenised if it is not yet.
+
+    Raises:
+        InputError: no text fell into the held-out part, or see :func:`unbraid.pretraining.corpus.prepare`.
+    """
+    from unbraid.pretraining.corpus import prepare
+    from unbraid.text.tokenizer import Tokenizer
+
+    held_out = prepare(config.corpus, Tokenizer.from_pretrained(config.tokenizer), _cache(config)).held_out
+    if not len(held_out):
+        raise InputError(
+            "no document fell into the held-out part: give more text, or more of corpus.held_out; "
+            "--corpus.document line makes each line of a text file a document."
+        )
+    return held_out
+
+
 def train(
-    config: Config, tasks: Mapping[str, finetune.Config], name: str, seed: int, ends: float | None = None
+    config: Config,
+    tasks: Mapping[str, finetune.Config],
+    name: str,
+    seed: int,
+    held_out: Documents,
+    ends: float | None = None,
 ) -> bool:
-    """Pretrains and fine-tunes one variant from where it stands; whether that is finished.
+    """Pretrains, measures and fine-tunes one variant from where it stands; whether that is finished.
 
     Args:
         config: of the ablation.
         tasks: see :func:`read_tasks`.
         name: of the variant.
         seed: of the run.
+        held_out: text to measure the attention on.
         ends: when to stop with a checkpoint, by time.monotonic().
 
     Raises:
-        InputError: what is wrong with the data or a folder; or no text fell into the held-out part.
+        InputError: what is wrong with the data or a folder.
     """
+    from unbraid.processes import is_first
 
     def timed(training: TrainingConfig) -> TrainingConfig:
         if ends is None:
@@ -196,8 +275,8 @@ def train(
         result = pretrain.run(dataclasses.replace(pretrained, training=timed(pretrained.training)))
         if not result.finished:
             return False
-        if not result.evaluation:
-            raise InputError("no document fell into the held-out part: give more text, or more of corpus.held_out.")
+    if is_first() and not is_measured(Path(pretrained.output)):
+        measure_attention(Path(pretrained.output), held_out, config.corpus.sequence_length)
     for task, recipe in tasks.items():
         tuned = finetuning(config, recipe, task, name, seed)
         if is_finetuned(Path(tuned.output)):
@@ -205,6 +284,25 @@ def train(
         if not finetune.run(dataclasses.replace(tuned, training=timed(tuned.training))):
             return False
     return True
+
+
+def measure_attention(run: Path, held_out: Documents, longest: int) -> None:
+    """Writes where the model of a finished pretraining looks in held-out text, in rows of up to ``longest`` tokens."""
+    from unbraid.files import replace_text
+    from unbraid.model.pretrained import Deberta
+    from unbraid.pretraining.attention_maps import measure
+    from unbraid.text.tokenizer import Tokenizer
+
+    model = run / "model"
+    found = measure(Deberta.from_pretrained(model), Tokenizer.from_pretrained(model), held_out, longest)
+    replace_text(run / ATTENTION, json.dumps(dataclasses.asdict(found)))
+
+
+def read_attention(run: Path) -> Attention:
+    """What :func:`measure_attention` wrote."""
+    from unbraid.pretraining.attention_maps import Attention
+
+    return Attention.from_json(json.loads((run / ATTENTION).read_text(encoding="utf-8")))
 
 
 def outcome(config: Config, tasks: Mapping[str, finetune.Config], name: str, seed: int) -> Outcome:
@@ -227,42 +325,69 @@ def outcome(config: Config, tasks: Mapping[str, finetune.Config], name: str, see
         steps=rows["step"].tolist(),
         losses=rows.get("generator_loss", rows["loss"]).tolist(),
         scores=scores,
+        attention=read_attention(pretrained).shares,
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         minutes=sum(read_metrics(run, "train")["elapsed_s"][-1] for run in (pretrained, *tuned)) / 60,
     )
 
 
+def finished(config: Config, tasks: Mapping[str, finetune.Config]) -> Found:
+    """The outcomes of the runs that are finished, by variant and seed."""
+    found = {
+        name: {
+            seed: outcome(config, tasks, name, seed) for seed in config.seeds if is_finished(config, tasks, name, seed)
+        }
+        for name in config.names
+    }
+    return {name: runs for name, runs in found.items() if runs}
+
+
 def compare(config: Config, tasks: Mapping[str, finetune.Config]) -> str:
-    """Writes ablation.json, ablation.md and ablation.png from the runs that are finished, if any; returns the table."""
+    """Writes ablation.json, .md and .png and attention.png from the runs that are finished, if any.
+
+    Returns:
+        What stands in ablation.md.
+    """
     import numpy as np
 
     from unbraid.files import replace_bytes, replace_text
-    from unbraid.report import comparison, markdown_table
+    from unbraid.report import attention_maps, comparison, markdown_table
 
-    output = Path(config.output)
-    found: dict[str, dict[int, Outcome]] = {}
-    for name in config.names:
-        seeds = [seed for seed in config.seeds if is_finished(config, tasks, name, seed)]
-        if seeds:
-            found[name] = {seed: outcome(config, tasks, name, seed) for seed in seeds}
+    output, found = Path(config.output), finished(config, tasks)
     if not found:
         return ""
-    table = markdown_table(
-        *rows_of(found, {task: f"{task}, {_split(recipe)} {recipe.task.best_by}" for task, recipe in tasks.items()})
-    )
-    curves = {name: [run.losses for run in runs.values()] for name, runs in found.items()}
-    steps = {name: next(iter(runs.values())).steps for name, runs in found.items()}
-    lines = {name: (np.array(steps[name]), np.array(losses)) for name, losses in curves.items()}
+    scores = {task: f"{task}, {_split(recipe)} {recipe.task.best_by}" for task, recipe in tasks.items()}
+    looks = {
+        name: read_attention(_folder(config, name, next(iter(runs))) / PRETRAINING) for name, runs in found.items()
+    }
+    even = next(iter(looks.values())).even
+    parts = [markdown_table(*rows_of(found, scores)) + NOTE]
+    head, differing = difference_rows(found, scores)
+    if differing:
+        parts.append(markdown_table(head, differing) + DIFFERENCE_NOTE)
+    parts.append(markdown_table(*attention_rows(found, even)) + ATTENTION_NOTE)
+    text = "\n".join(parts)
+    lines = {
+        name: (np.array(next(iter(runs.values())).steps), np.array([run.losses for run in runs.values()]))
+        for name, runs in found.items()
+    }
+    maps = {name: [(np.array(each.weights), each.tokens) for each in look.maps] for name, look in looks.items()}
     replace_text(output / "ablation.json", json.dumps(summary(found), indent=1))
-    replace_text(output / "ablation.md", table + NOTE)
+    replace_text(output / "ablation.md", text)
     plot = comparison(lines, "step", "masked loss on held-out text (nats)", differences(found))
     replace_bytes(output / "ablation.png", plot)
-    return table
+    replace_bytes(output / "attention.png", attention_maps(maps))
+    return text
 
 
 def is_pretrained(run: Path) -> bool:
     """Whether a pretraining is finished."""
     return (run / "model").is_dir()
+
+
+def is_measured(run: Path) -> bool:
+    """Whether the attention of a pretrained model is measured."""
+    return (run / ATTENTION).is_file()
 
 
 def is_finetuned(run: Path) -> bool:
@@ -271,13 +396,27 @@ def is_finetuned(run: Path) -> bool:
 
 
 def is_finished(config: Config, tasks: Iterable[str], name: str, seed: int) -> bool:
-    """Whether a variant is pretrained, and fine-tuned on every task."""
+    """Whether a variant is pretrained, measured, and fine-tuned on every task."""
     folder = _folder(config, name, seed)
-    return is_pretrained(folder / PRETRAINING) and all(is_finetuned(folder / task) for task in tasks)
+    pretrained = folder / PRETRAINING
+    return is_pretrained(pretrained) and is_measured(pretrained) and all(is_finetuned(folder / task) for task in tasks)
 
 
 def _folder(config: Config, name: str, seed: int) -> Path:
     return Path(config.output) / name / f"seed-{seed}"
+
+
+def _cache(config: Config) -> str:
+    return config.cache or str(Path(config.output) / "corpus")
+
+
+def _left(config: Config, tasks: Mapping[str, finetune.Config], plan: Sequence[tuple[int, str]]) -> str:
+    """How long the runs that are left will take, if they take as long as those before."""
+    minutes = [run.minutes for runs in finished(config, tasks).values() for run in runs.values()]
+    if not minutes:
+        return ""
+    left = 60 * sum(minutes) / len(minutes) * (len(plan) - len(minutes))
+    return f"; about {datetime.timedelta(seconds=round(left))} left"
 
 
 def _split(recipe: finetune.Config) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 Name = Literal[
@@ -121,6 +122,8 @@ class Outcome:
         steps: (S,) at which held-out text was measured.
         losses: (S,) its masked loss, in nats per hidden token.
         scores: task -> its score, in percent.
+        attention: where the pretrained model looks: share -> 0 to 1; see
+            :func:`unbraid.pretraining.attention_maps.shares`.
         parameters: of the encoder that fine-tuning starts from.
         minutes: of pretraining and fine-tuning.
     """
@@ -128,15 +131,16 @@ class Outcome:
     steps: Sequence[int]
     losses: Sequence[float]
     scores: Mapping[str, float]
+    attention: Mapping[str, float]
     parameters: int
     minutes: float
 
 
 Found = Mapping[str, Mapping[int, Outcome]]
-"""The outcomes: variant -> seed -> its run; the first variant is the one that the others are compared with."""
+"""The outcomes: variant -> seed -> its run."""
 
 Spread = tuple[float, float | None]
-"""A mean, and the standard deviation where there are several values."""
+"""A mean, and where there are several values their standard deviation or the mean's standard error."""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -148,6 +152,31 @@ def spread(values: Sequence[float]) -> Spread:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def baseline(found: Found) -> str:
+    """The variant that the others are compared with: deberta, or the first where that is not among them."""
+    return "deberta" if "deberta" in found else next(iter(found))
+
+
+def paired(found: Found, value: Callable[[Outcome], float]) -> dict[str, Spread]:
+    """How far each variant is above the baseline, seed by seed, so that what a seed does to both drops out.
+
+    Args:
+        found: the outcomes.
+        value: what to compare.
+
+    Returns:
+        Variant -> the mean difference and its standard error, of the seeds that both have; the baseline too. A variant
+        that shares no seed with it is left out.
+    """
+    base = found[baseline(found)]
+    result = {}
+    for name, runs in found.items():
+        if gaps := [value(runs[seed]) - value(base[seed]) for seed in runs if seed in base]:
+            mean, deviation = spread(gaps)
+            result[name] = mean, None if deviation is None else deviation / math.sqrt(len(gaps))
+    return result
+
+
 def rows_of(found: Found, tasks: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
     """The table of an ablation: its head and a row for each variant, the paper's figures at the end.
 
@@ -155,19 +184,14 @@ def rows_of(found: Found, tasks: Mapping[str, str]) -> tuple[list[str], list[lis
         found: the outcomes.
         tasks: task -> the head of its column.
     """
-
-    def shown(values: Sequence[float], digits: int) -> str:
-        mean, deviation = spread(values)
-        return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
-
     rows = []
     for name, runs in found.items():
         outcomes, paper = list(runs.values()), VARIANTS[name].paper
         rows.append(
             [
                 name,
-                shown([run.losses[-1] for run in outcomes], 3),
-                *(shown([run.scores[task] for run in outcomes], 1) for task in tasks),
+                _shown(spread([run.losses[-1] for run in outcomes]), ".3f"),
+                *(_shown(spread([run.scores[task] for run in outcomes]), ".1f") for task in tasks),
                 str(len(outcomes)),
                 f"{outcomes[0].parameters / 1e6:.3g} M",
                 f"{statistics.fmean(run.minutes for run in outcomes):.1f}",
@@ -178,18 +202,75 @@ def rows_of(found: Found, tasks: Mapping[str, str]) -> tuple[list[str], list[lis
     return ["", "masked loss", *tasks.values(), "seeds", "parameters", "minutes", *papers], rows
 
 
+def difference_rows(found: Found, tasks: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+    """The table of the differences to the baseline: its head, and a row for each other variant that can be paired.
+
+    Args:
+        found: the outcomes.
+        tasks: task -> the head of its column.
+    """
+    base = baseline(found)
+    losses = paired(found, lambda run: run.losses[-1])
+    scores = {task: paired(found, lambda run, task=task: run.scores[task]) for task in tasks}
+    rows = []
+    for name, loss in losses.items():
+        if name == base:
+            continue
+        ours, theirs = VARIANTS[name].paper, VARIANTS[base].paper
+        papers = [zip(ours.get(benchmark, ()), theirs.get(benchmark, ()), strict=False) for benchmark in BENCHMARKS]
+        rows.append(
+            [
+                name,
+                _shown(loss, "+.3f"),
+                *(_shown(scores[task][name], "+.1f") for task in tasks),
+                str(len(found[name].keys() & found[base].keys())),
+                *("/".join(f"{mine - other:+.1f}" for mine, other in pairs) for pairs in papers),
+            ]
+        )
+    papers = (f"paper: {benchmark}" for benchmark in BENCHMARKS)
+    return [f"minus {base}", "masked loss", *tasks.values(), "seeds", *papers], rows
+
+
+def attention_rows(found: Found, even: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """The table of where the last layers look, in percent of the attention: its head, and a row for each variant.
+
+    Args:
+        found: the outcomes.
+        even: the shares of a model that would look everywhere alike, for the last row.
+    """
+    rows = [
+        [
+            name,
+            *(_shown(spread([100 * run.attention[share] for run in runs.values()]), ".1f") for share in even),
+            str(len(runs)),
+        ]
+        for name, runs in found.items()
+    ]
+    return ["", *even, "seeds"], [*rows, ["everywhere alike", *(f"{100 * share:.1f}" for share in even.values()), ""]]
+
+
+def _shown(values: Spread, style: str) -> str:
+    mean, deviation = values
+    return f"{mean:{style}}" + ("" if deviation is None else f" ± {deviation:{style.removeprefix('+')}}")
+
+
 def summary(found: Found) -> dict[str, Any]:
     """The same numbers, and those of every run, as JSON can hold them."""
 
-    def described(values: Sequence[float]) -> dict[str, float | None]:
-        return dict(zip(("mean", "deviation"), spread(values), strict=True))
+    def described(name: str, value: Callable[[Outcome], float]) -> dict[str, Any]:
+        gap = paired(found, value).get(name, (None, None))
+        return {
+            **dict(zip(("mean", "deviation"), spread([value(run) for run in found[name].values()]), strict=True)),
+            "difference": dict(zip(("mean", "standard_error"), gap, strict=True)),
+        }
 
+    any_run = next(iter(next(iter(found.values())).values()))
     return {
         name: {
-            "masked_loss": described([run.losses[-1] for run in runs.values()]),
-            "scores": {
-                task: described([run.scores[task] for run in runs.values()])
-                for task in next(iter(runs.values())).scores
+            "masked_loss": described(name, lambda run: run.losses[-1]),
+            "scores": {task: described(name, lambda run, task=task: run.scores[task]) for task in any_run.scores},
+            "attention": {
+                goal: described(name, lambda run, goal=goal: run.attention[goal]) for goal in any_run.attention
             },
             "runs": {str(seed): dataclasses.asdict(run) for seed, run in runs.items()},
             "paper": dict(VARIANTS[name].paper),
@@ -199,27 +280,21 @@ def summary(found: Found) -> dict[str, Any]:
 
 
 def differences(found: Found) -> dict[str, dict[str, dict[str, Spread]]]:
-    """How far each variant is above the first one: here, seed by seed, and in the paper.
+    """How far each variant is above the baseline: here, seed by seed, and in the paper.
 
     Returns:
-        Title -> task -> variant -> points of percent and their standard deviation over the seeds.
+        Title -> task -> variant -> points of percent and their standard error over the seeds.
     """
-    first, base = next(iter(found.items()))
-    here = {
-        task: {
-            name: spread([runs[seed].scores[task] - base[seed].scores[task] for seed in runs if seed in base])
-            for name, runs in found.items()
-            if runs.keys() & base.keys()
-        }
-        for task in next(iter(base.values())).scores
-    }
+    base = baseline(found)
+    tasks = next(iter(found[base].values())).scores
+    here = {task: paired(found, lambda run, task=task: run.scores[task]) for task in tasks}
     paper: dict[str, dict[str, Spread]] = {
         benchmark.split("/")[0]: {
             name: (VARIANTS[name].paper[benchmark][0] - score, None)
             for name in found
             if benchmark in VARIANTS[name].paper
         }
-        for benchmark, (score, *_) in VARIANTS[first].paper.items()
+        for benchmark, (score, *_) in VARIANTS[base].paper.items()
     }
-    panels = {f"here: points above {first}": here, f"the paper, at its size: points above {first}": paper}
+    panels = {f"here: points above {base}": here, f"the paper, at its size: points above {base}": paper}
     return {title: series for title, series in panels.items() if series}
