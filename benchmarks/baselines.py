@@ -35,7 +35,13 @@ def tagged(train: Rows, test: Rows, words: str, labels: str) -> dict[str, float]
     """Metrics of a logistic regression of each word, its end, its shape and its neighbours."""
     hasher = FeatureHasher(2**20)
     seen = hasher.transform([word for row in train for word in _word_features(row[words])])
-    model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=20, tol=None, random_state=0)
+    model = SGDClassifier(
+        loss="log_loss",
+        alpha=1e-5,
+        max_iter=20,
+        tol=None,  # pyright: ignore[reportArgumentType]  # the stubs lack None, which is "no early stop"
+        random_state=0,
+    )
     model.fit(seen, [label for row in train for label in row[labels]])
     found = iter(model.predict(hasher.transform([word for row in test for word in _word_features(row[words])])))
     predicted = [list(map(str, itertools.islice(found, len(row[words])))) for row in test]

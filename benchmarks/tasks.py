@@ -1,238 +1,257 @@
-"""Every kind of task on real data, with and without SiFT, beside linear baselines: a table and a plot.
+"""Every kind of task on real data, with few examples and many: models side by side, and linear baselines.
 
-    python benchmarks/tasks.py --data DATA --model MODEL --output OUTPUT
+    python benchmarks/tasks.py --data DATA --output OUTPUT --models NAME=MODEL NAME=scratch:MODEL ... --sift NAME
 
-``DATA`` holds the labelled files that docs/results.md names. Killed at any moment, the same command continues; what was
-measured so far is always in ``OUTPUT/tasks.json``, ``tasks.md`` and ``tasks.png``.
+``DATA`` holds the labelled files that docs/results.md names. ``scratch:MODEL`` stands for the architecture and the
+tokenizer of a model with fresh weights, the same for all seeds of fine-tuning.
+
+The examples of a task are drawn with a fixed seed, the same for every model and seed: the 500 are the first of the
+2,000, which are the first of all. A number within a tenth of all stands for all. A run makes the passes of its recipe,
+or more: as many as 200 updates take, so that few examples are not also little training. The best weights are chosen by
+up to 500 dev examples, four or five times a run, and scored once on all test examples. All models have the same rules.
+
+The order of the runs: small sizes before large ones; of a size all plain runs before those with SiFT; of these seed 0
+of all tasks and models before seed 1; of a seed the costly tasks last. Killed at any moment, the same command
+continues. What was measured so far is always in ``OUTPUT/tasks.json``, ``tasks.md`` and ``tasks.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import dataclasses
-import gzip
-import itertools
 import json
-import random
-import statistics
-import subprocess
+import math
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import baselines
-from baselines import Rows
-from matplotlib.figure import Figure
+import task_data
+import task_report
+import torch
+from task_data import TASKS
+from task_runs import Finished, Run, collect, plan, side_by_side, sole
 
-from unbraid.report import markdown_table
+from unbraid import Deberta, Tokenizer
+from unbraid.errors import InputError
+from unbraid.files import read_toml, replace_text
 
 HERE = Path(__file__).parent
+UPDATES = 200
+"""The fewest that a run makes."""
 SIFT = 5.0
 """The weight of SiFT, that of the original's scripts for MNLI."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """Data, and what is measured on it.
-
-    Attributes:
-        metric: of results.json.
-        linear: the score of the linear baseline, of training and test rows.
-        train: files to learn from, a pattern.
-        test: file to score.
-        dev: file to choose by; None: the first rows of the shuffled training data.
-        rows: of training, drawn with a fixed seed; None: all.
-        seeds: how many.
-        known: a baseline that is not computed here, in percent.
-    """
-
-    metric: str
-    linear: Callable[[Rows, Rows], float]
-    train: str
-    test: str
-    dev: str | None
-    rows: int | None = None
-    seeds: int = 1
-    known: str = ""
-
-
-def _split(name: str) -> dict[str, str]:
-    return {split: f"{name}.{split}.jsonl.gz" for split in ("train", "dev", "test")}
-
-
-TASKS = {
-    "sentiment": Task(
-        metric="accuracy",
-        linear=lambda train, test: baselines.classified(train, test, "text"),
-        **_split("vader_movie"),
-        seeds=3,
-        known="bigram naive Bayes 82.2",
-    ),
-    "score": Task(
-        metric="pearson_spearman",
-        linear=lambda train, test: baselines.scored(train, test, "text", "score"),
-        **_split("vader_movie"),
-        seeds=3,
-    ),
-    "ner": Task(
-        metric="f1",
-        linear=lambda train, test: baselines.tagged(train, test, "tokens", "ner")["f1"],
-        **_split("wnut16_ner"),
-        seeds=3,
-    ),
-    "qasc": Task(metric="accuracy", linear=baselines.chosen, **_split("qasc_mc"), seeds=3, known="word overlap 62.7"),
-    "nli": Task(
-        metric="accuracy",
-        linear=lambda train, test: baselines.classified(train, test, "premise", "hypothesis"),
-        **_split("vitaminc_nli"),
-        rows=16_000,
-        known="majority 50, hypothesis only 33",
-    ),
-    "pos": Task(
-        metric="accuracy",
-        linear=lambda train, test: baselines.tagged(train, test, "tokens", "upos")["accuracy"],
-        **_split("brown_pos"),
-        rows=12_000,
-        known="most frequent tag 93.1",
-    ),
-    "cosmosqa": Task(
-        metric="accuracy", linear=baselines.chosen, **_split("cosmosqa_mc"), rows=2_500, known="chance 31"
-    ),
-    "qa": Task(
-        metric="f1",
-        linear=baselines.answered,
-        train="squadshifts_*.jsonl.gz",
-        test="squad_dev.jsonl.gz",
-        dev=None,
-        rows=4_000,
-    ),
-}
+SCRATCH = "scratch:"
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What was measured on a task so far, in percent.
+class Benchmark:
+    """What was asked for, and where it is.
 
     Attributes:
-        rows: of training.
-        linear: of the baseline.
-        plain: of each seed, without SiFT.
-        sift: of each seed, with SiFT.
+        output: folder of it all.
+        models: name -> folder or name on the hub, or scratch: before such.
+        sift: names of models that are trained with SiFT too.
+        seeds: how many.
+        sizes: task -> numbers of examples, from few to many.
     """
 
-    rows: int
-    linear: float
-    plain: list[float] = dataclasses.field(default_factory=list)
-    sift: list[float] = dataclasses.field(default_factory=list)
+    output: Path
+    models: Mapping[str, str]
+    sift: Sequence[str]
+    seeds: int
+    sizes: Mapping[str, Sequence[int]]
 
+    def folder(self, run: Run) -> Path:
+        """Of a run."""
+        return self.output / "runs" / run.name
 
-def read(paths: Sequence[Path]) -> Rows:
-    """All rows of some JSON Lines files, compressed or not."""
-    rows = []
-    for path in paths:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            rows += [json.loads(line) for line in file]
-    return rows
+    def command(self, run: Run) -> list[str]:
+        """What makes a run, or continues it."""
+        recipe = HERE / "tasks" / f"{run.task}.toml"
+        source = self.models[run.model]
+        options = {
+            "--model": scratch(self.output, run.model) if source.startswith(SCRATCH) else source,
+            "--output": self.folder(run),
+            "--task.train": examples(self.output, run.task, run.examples),
+            "--task.dev": examples(self.output, run.task, "dev"),
+            "--task.test": examples(self.output, run.task, "test"),
+            "--training.seed": run.seed,
+            "--training.epochs": epochs(recipe, run.examples),
+        }
+        if run.sift:
+            options["--sift.weight"] = SIFT
+        words = [str(word) for option in options.items() for word in option]
+        return [sys.executable, "-m", "unbraid", "finetune", str(recipe), *words]
 
+    def collect(self, run: Run) -> Finished | None:
+        """What became of a run, if it has ended well."""
+        return collect(run, self.folder(run), TASKS[run.task].metric)
 
-def prepare(name: str, data: Path, output: Path) -> dict[str, Path]:
-    """Writes the rows that a task learns from, chooses by and is scored on."""
-    task, folder = TASKS[name], output / "data" / name
-    train = read(sorted(data.glob(task.train)))
-    random.Random(0).shuffle(train)  # noqa: S311, an order, no secret
-    dev = train[:500] if task.dev is None else read([data / task.dev])
-    train = train[500:] if task.dev is None else train
-    parts = {"train": train[: task.rows], "dev": dev, "test": read([data / task.test])}
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, rows in parts.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{part}.jsonl").write_text(lines, encoding="utf-8")
-    return {part: folder / f"{part}.jsonl" for part in parts}
+    def linear(self) -> dict[str, dict[int, float]]:
+        """The linear baselines, task -> examples -> percent; each is computed once."""
+        path = self.output / "linear.json"
+        known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for task, count in ((task, count) for task, counts in self.sizes.items() for count in counts):
+            if f"{task}-{count}" not in known:
+                train, test = (task_data.read([examples(self.output, task, part)]) for part in (count, "test"))
+                known[f"{task}-{count}"] = 100 * TASKS[task].linear(train, test)
+                replace_text(path, json.dumps(known, indent=1))
+                print(f"linear baseline {task}-{count}: {known[f'{task}-{count}']:.1f}", flush=True)
+        return {task: {count: known[f"{task}-{count}"] for count in counts} for task, counts in self.sizes.items()}
 
-
-def finetune(name: str, model: str, files: dict[str, Path], output: Path, seed: int, sift: bool) -> float:
-    """The test score of one run in percent; a run that is finished is only read."""
-    folder = output / "runs" / f"{name}-{'sift' if sift else 'plain'}-{seed}"
-    if not (folder / "results.json").is_file():
-        recipe = HERE / "tasks" / f"{name}.toml"
-        options = ["--model", model, "--output", folder, "--training.seed", seed]
-        options += [part for split, path in files.items() for part in (f"--task.{split}", path)]
-        options += ["--sift.weight", SIFT] if sift else []
-        command = [sys.executable, "-m", "unbraid", "finetune", recipe, *options]
-        subprocess.run([str(part) for part in command], check=True)  # noqa: S603, our own command
-    scores = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return 100 * scores["test"][TASKS[name].metric]
-
-
-def report(found: dict[str, Found], output: Path) -> None:
-    """Writes what was measured so far."""
-    described = {name: dataclasses.asdict(task) for name, task in found.items()}
-    (output / "tasks.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
-    head = ["", "metric", "rows", "plain", "SiFT", "seeds", "linear", "known"]
-    rows = [
-        [
-            name,
-            TASKS[name].metric,
-            f"{task.rows:,}",
-            _shown(task.plain),
-            _shown(task.sift),
-            str(TASKS[name].seeds),
-            _shown([task.linear]),
-            TASKS[name].known,
+    def report(self, finished: Sequence[Finished], linear: Mapping[str, Mapping[int, float]]) -> None:
+        """Writes what was measured so far."""
+        runs = [{**dataclasses.asdict(each.run), "score": each.score, "minutes": each.minutes} for each in finished]
+        described = {"models": self.models, "linear": linear, "runs": runs}
+        scores: dict[tuple[str, int, str], list[float]] = collections.defaultdict(list)
+        for each in finished:
+            scores[each.run.task, each.run.examples, each.run.column].append(each.score)
+        columns = list(dict.fromkeys(run.column for run in plan(self.sizes, list(self.models), self.sift, 1)))
+        rows = [
+            task_report.Row(
+                task,
+                TASKS[task].metric,
+                count,
+                {column: scores[task, count, column] for column in columns},
+                linear[task][count],
+                TASKS[task].known if count == counts[-1] else "",
+            )
+            for task, counts in self.sizes.items()
+            for count in counts
         ]
-        for name, task in found.items()
-    ]
-    (output / "tasks.md").write_text(markdown_table(head, rows), encoding="utf-8")
-    _plot(found).savefig(output / "tasks.png", dpi=110)
+        replace_text(self.output / "tasks.json", json.dumps(described, indent=1))
+        replace_text(self.output / "tasks.md", task_report.table(rows, columns, self.seeds))
+        task_report.plot(rows, columns).savefig(self.output / "tasks.png", dpi=110)
 
 
-def _shown(scores: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    if not scores:
-        return ""
-    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.1f}{spread}"
+def examples(output: Path, task: str, part: str | int) -> Path:
+    """The file of a task's dev or test examples, or of so many to learn from."""
+    return output / "data" / task / (f"train-{part}.jsonl" if isinstance(part, int) else f"{part}.jsonl")
 
 
-def _plot(found: dict[str, Found]) -> Figure:
-    """A bar for each way, a dot for each seed."""
-    figure = Figure((9, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    ways = {"linear": "#bbbbbb", "plain": "#4477aa", "sift": "#cc6677"}
-    for shift, (way, colour) in zip((-0.28, 0, 0.28), ways.items(), strict=True):
-        runs = [[task.linear] if way == "linear" else getattr(task, way) for task in found.values()]
-        means = [statistics.fmean(scores) if scores else 0.0 for scores in runs]
-        axes.bar([place + shift for place in range(len(runs))], means, 0.24, color=colour, label=way)
-        dots = [(place + shift, score) for place, scores in enumerate(runs) for score in scores if way != "linear"]
-        if dots:
-            axes.scatter(*zip(*dots, strict=True), color="black", s=8, zorder=3)
-    names = [f"{name}\n{TASKS[name].metric.replace('_', ', ')}" for name in found]
-    axes.set_xticks(range(len(found)), names, fontsize=8)
-    axes.set_ylabel("test score, percent")
-    axes.legend(frameon=False, fontsize=8)
-    return figure
+def scratch(output: Path, name: str) -> Path:
+    """The folder of a model with fresh weights."""
+    return output / "scratch" / name
 
 
-def main() -> None:
-    """Runs what is not there yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def prepare(options: argparse.Namespace) -> Benchmark:
+    """Draws the examples and writes them, and the models with fresh weights."""
+    sizes: dict[str, list[int]] = {}
+    for task in options.tasks:
+        rows = task_data.draw(TASKS[task], options.data)
+        sizes[task] = task_data.sizes(options.examples, len(rows["train"]))
+        for count in sizes[task]:
+            task_data.write(examples(options.output, task, count), rows["train"][:count])
+        for part in ("dev", "test"):
+            task_data.write(examples(options.output, task, part), rows[part])
+    for name, source in options.models.items():
+        if source.startswith(SCRATCH):
+            write_fresh(source.removeprefix(SCRATCH), scratch(options.output, name))
+    return Benchmark(options.output, options.models, options.sift, options.seeds, sizes)
+
+
+def epochs(recipe: Path, examples: int) -> float:
+    """Passes over the examples: the recipe's, or as many as ``UPDATES`` updates take."""
+    fields = read_toml(recipe)
+    return max(fields["training"]["epochs"], UPDATES / math.ceil(examples / fields["task"]["batch_size"]))
+
+
+def write_fresh(model: str, folder: Path) -> None:
+    """Writes the architecture of a model with fresh weights of a fixed seed, and its tokenizer."""
+    torch.manual_seed(0)
+    Deberta(Deberta.from_pretrained(model).config).save_pretrained(folder)
+    Tokenizer.from_pretrained(model).save_pretrained(folder)
+
+
+def check_same(models: Mapping[str, str], path: Path) -> None:
+    """Holds the names of models to what they stood for in earlier pieces, whose runs are only read.
+
+    Raises:
+        InputError: a name stands for another model now.
+    """
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, model in models.items():
+        if known.get(name, model) != model:
+            raise InputError(f"in {path.parent}, {name} is {known[name]} and not {model}: give it another name.")
+    replace_text(path, json.dumps(known | dict(models), indent=1))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled files")
-    parser.add_argument("--model", required=True, help="pretrained model to fine-tune")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=MODEL", help="MODEL may be scratch:MODEL")
+    parser.add_argument("--sift", nargs="+", default=[], metavar="NAME", help="models to train with SiFT too")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="of all of them")
-    arguments = parser.parse_args()
-    files = {name: prepare(name, arguments.data, arguments.output) for name in arguments.tasks}
-    found: dict[str, Found] = {}
-    for name in arguments.tasks:
-        train, test = read([files[name]["train"]]), read([files[name]["test"]])
-        found[name] = Found(len(train), 100 * TASKS[name].linear(train, test))
-        print(f"{name}: linear baseline {found[name].linear:.1f}", flush=True)
-    for way, name in itertools.product(("plain", "sift"), arguments.tasks):
-        for seed in range(TASKS[name].seeds):
-            score = finetune(name, arguments.model, files[name], arguments.output, seed, way == "sift")
-            getattr(found[name], way).append(score)
-            report(found, arguments.output)
+    parser.add_argument("--examples", nargs="+", type=_size, default=[500, 2000, None], help="numbers, or full")
+    parser.add_argument("--seeds", type=_count, default=3, help="how many")
+    parser.add_argument("--jobs", type=_count, default=1, help="runs at a time; they share the cores")
+    options = parser.parse_args(arguments)
+    models = [model.partition("=")[::2] for model in options.models]
+    if wrong := [name for name, model in models if not (re.fullmatch(r"\w+", name) and model)]:
+        parser.error(f"--models {wrong[0]}: give a name of letters and digits and a model, as in mini=FOLDER.")
+    options.models = dict(models)
+    if len(options.models) < len(models) or len(set(options.sift)) < len(options.sift):
+        parser.error("two models have the same name.")
+    if unknown := set(options.sift) - options.models.keys():
+        parser.error(f"--sift {', '.join(sorted(unknown))}: not among --models.")
+    return options
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number above 0.")
+    return int(word)
+
+
+def _size(word: str) -> int | None:
+    return None if word == "full" else _count(word)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Makes the runs that are not there yet.
+
+    Raises:
+        InputError: data or a model is not there, another process is at work here, or a name stands for another model.
+    """
+    options = parse(arguments)
+    with sole(options.output) as lock:
+        check_same(options.models, options.output / "models.json")
+        benchmark = prepare(options)
+        runs = plan(benchmark.sizes, list(benchmark.models), benchmark.sift, benchmark.seeds)
+        finished = [each for run in runs if (each := benchmark.collect(run))]
+        print(f"{len(runs)} runs, {len(finished)} of them finished", flush=True)
+        linear = benchmark.linear()
+        benchmark.report(finished, linear)
+        made = {each.run for each in finished}
+        coming = {benchmark.folder(run): run for run in runs if run not in made}
+        commands = {folder: benchmark.command(run) for folder, run in coming.items()}
+        failed: list[str] = []
+        with contextlib.closing(side_by_side(commands, options.jobs, lock)) as ended:
+            for count, folder in enumerate(ended, 1 + len(finished)):
+                run = coming[folder]
+                said = f"run {count} of {len(runs)}: {run.name}"
+                if each := benchmark.collect(run):
+                    finished.append(each)
+                    benchmark.report(finished, linear)
+                    print(f"{said}, {TASKS[run.task].metric} {each.score:.1f}, {each.minutes:.1f} minutes", flush=True)
+                else:
+                    failed.append(run.name)
+                    print(f"{said} failed, see {folder / 'log.txt'}", flush=True)
+    if failed:
+        sys.exit(f"{len(failed)} of {len(runs)} runs failed, the same command tries again: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs with a checkpoint, as Ctrl-C does
+    try:
+        main()
+    except InputError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command continues.")

@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 import sentencepiece
 from huggingface_hub.errors import LocalEntryNotFoundError
+from tokenizers import models
 
 from unbraid.errors import InputError
 from unbraid.text.tokenizer import Tokenizer
@@ -233,11 +234,13 @@ def test_what_cannot_be_read_is_told_in_one_sentence(
     folder = tmp_path_factory.mktemp("bpe")
     bpe.save_pretrained(folder)
     source = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    wordpiece = json.loads(models.WordPiece({"a": 0}).__getstate__())
     for damaged, sentence in (
         ("{", "is not JSON"),
         ("[]", "holds no JSON object"),
         ("{}", "holds no vocabulary"),
-        (json.dumps({"model": {"type": "WordPiece", "vocab": {"a": 0}}}), "its type is WordPiece"),
+        (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}}}), "its type is WordLevel"),
+        (json.dumps({"model": wordpiece | {"unk_token": "?"}}), "no id for its unknown token \\?"),
         (json.dumps(source | {"model": source["model"] | {"merges": [["no", "such"]]}}), "is damaged"),
     ):
         (folder / "tokenizer.json").write_text(damaged, encoding="utf-8")

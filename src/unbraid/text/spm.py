@@ -37,6 +37,7 @@ class SpmEngine:
         self.pieces: dict[int, str] = dict(enumerate(self._opening.id_to_piece(list(range(len(self._opening))))))
         self.unk_id: int | None = self._opening.unk_id()
         self.word_start = "▁"
+        self.unk_is_word = False
 
     @functools.cached_property
     def _continuing(self) -> sentencepiece.SentencePieceProcessor:

@@ -176,7 +176,7 @@ class Tokenizer:
                 continue
             for index in run:
                 if index not in (self.pad_id, self.cls_id, self.sep_id):
-                    own_space = index != self.unk_id and text and not text[-1].isspace()
+                    own_space = (index != self.unk_id or self._engine.unk_is_word) and text and not text[-1].isspace()
                     text += " " * bool(own_space) + self.token(index)
         return text
 

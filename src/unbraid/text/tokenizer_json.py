@@ -1,4 +1,4 @@
-"""The tokenizers library: byte-level BPE (DeBERTa v1), and any ``tokenizer.json``."""
+"""The tokenizers library: byte-level BPE (DeBERTa v1), and any ``tokenizer.json`` of Unigram, BPE or WordPiece."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ class JsonEngine:
         source: a parsed ``tokenizer.json``.
 
     Raises:
-        InputError: the file holds neither a Unigram nor a BPE model, or a damaged one.
+        InputError: the file holds neither a Unigram, a BPE nor a WordPiece model, or a damaged one.
     """
 
     def __init__(self, source: dict[str, Any]) -> None:
         model = source.get("model") or {}
         kind = model.get("type") or ("Unigram" if isinstance(model.get("vocab"), list) else "BPE")
-        if kind not in ("Unigram", "BPE") or not model.get("vocab"):
-            raise InputError(f"tokenizer.json holds no vocabulary of a Unigram or BPE model (its type is {kind}).")
+        if kind not in ("Unigram", "BPE", "WordPiece") or not model.get("vocab"):
+            raise InputError(
+                f"tokenizer.json holds no vocabulary of a Unigram, BPE or WordPiece model (its type is {kind})."
+            )
+        self._inside = model.get("continuing_subword_prefix") if kind == "WordPiece" else None
         self._reserved = frozenset(added_tokens(source))
         self._source: dict[str, Any] = source | {
             "added_tokens": [],
@@ -44,8 +47,13 @@ class JsonEngine:
         else:
             self.pieces = {index: piece for piece, index in model["vocab"].items()}
             self.unk_id = model["vocab"].get(model.get("unk_token"))
+        if kind == "WordPiece" and self.unk_id is None:
+            raise InputError(
+                f"tokenizer.json has no id for its unknown token {model.get('unk_token')}; write it again."
+            )
         self._byte_level = '"ByteLevel"' in json.dumps(source.get("pre_tokenizer"))
         self.word_start = " " if self._byte_level else "▁"
+        self.unk_is_word = kind == "WordPiece"
 
     @functools.cached_property
     def _continuing(self) -> Tokenizer:
@@ -56,13 +64,22 @@ class JsonEngine:
         if not opening:
             source = source | {part: _without_prefix(source.get(part)) for part in ("pre_tokenizer", "decoder")}
         try:
-            if isinstance(vocabulary := source["model"]["vocab"], list):
-                # A space never reaches a unigram model, so no text can spell these pieces.
-                pieces = [(" " + piece if piece in self._reserved else piece, score) for piece, score in vocabulary]
-                source = source | {"model": source["model"] | {"vocab": pieces}}
-            return Tokenizer.from_str(json.dumps(source))
+            return Tokenizer.from_str(json.dumps(source | {"model": self._unspelled(source["model"])}))
         except Exception as error:  # the library raises nothing narrower
             raise InputError(f"tokenizer.json is damaged ({error}); fetch or write it again.") from None
+
+    def _unspelled(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The model with a space in its special pieces: none ever reaches it, so no text can spell them."""
+        vocabulary, unknown = model["vocab"], model.get("unk_token")
+
+        def hidden(piece: str) -> str:
+            return f" {piece}" if piece in self._reserved and piece != unknown else piece
+
+        if isinstance(vocabulary, list):
+            return model | {"vocab": [(hidden(piece), score) for piece, score in vocabulary]}
+        if self._inside is not None:
+            return model | {"vocab": {hidden(piece): index for piece, index in vocabulary.items()}}
+        return model
 
     def encode(self, texts: list[str], *, opening: bool = True) -> list[np.ndarray]:
         """The ids of each text, int32; a text that is not ``opening`` goes on in the middle of a word."""
@@ -75,10 +92,19 @@ class JsonEngine:
 
     def decode(self, ids: list[int], *, opening: bool = True) -> str:
         """The text of some ids; where it is ``opening``, without the space that every first word has."""
+        if self._inside is not None and not opening and self.unk_id is not None:
+            # The decoder of WordPiece puts spaces between its pieces alone, so a text goes on after one.
+            return self._opening.decode([self.unk_id, *ids]).removeprefix(self.pieces[self.unk_id])
         return (self._opening if opening else self._continuing).decode(ids)
 
     def spelled(self) -> list[str]:
         """What each piece stands for, a leading ``word_start`` included."""
+        if self._inside is not None:
+            inside, start = self._inside, self.word_start
+            return [
+                piece.removeprefix(inside) if piece.startswith(inside) else start + piece
+                for piece in self.pieces.values()
+            ]
         if not self._byte_level:
             return list(self.pieces.values())
         return self._opening.decode_batch([[index] for index in self.pieces])
