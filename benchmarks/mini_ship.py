@@ -19,8 +19,8 @@ from unbraid import DebertaForMaskedLM, Tokenizer
 
 def main(run: Path, folder: Path) -> None:
     """Writes the folder."""
-    DebertaForMaskedLM.from_pretrained(run / "model").save_pretrained(folder, torch.float16)
-    Tokenizer.from_pretrained(run / "model").save_pretrained(folder)
+    DebertaForMaskedLM.from_pretrained(run / "best").save_pretrained(folder, torch.float16)
+    Tokenizer.from_pretrained(run / "best").save_pretrained(folder)
     shutil.copy(run / "metrics.jsonl", folder)
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     recipe["corpus"]["path"] = [Path(path).name for path in recipe["corpus"]["path"]]

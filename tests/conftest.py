@@ -13,5 +13,5 @@ def demo(tmp_path_factory) -> Path:
     from unbraid import cli
 
     folder = tmp_path_factory.mktemp("demo") / "runs" / "demo"
-    cli.main(["demo", "--output", str(folder), "--vocab-size", "2000", "--steps", "2", "--epochs", "0.02"])
+    cli.main(["demo", "--output", str(folder), "--steps", "2", "--epochs", "0.02"])
     return folder

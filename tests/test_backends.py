@@ -1,4 +1,4 @@
-"""The demo's two trainings go the same way with the native kernel as with the reference."""
+"""Pretraining and fine-tuning go the same way with the native kernel as with the reference."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def test_losses_agree_to_rounding(verb, demo, tmp_path):
     model = [
         *(
             "--tokenizer",
-            demo / "tokenizer",
+            demo / "untrained",
             "--corpus.path",
-            data / "wikipedia.txt.gz",
+            data / "reviews.train.jsonl.gz",
             "--cache",
             demo / "pretraining/corpus",
         ),

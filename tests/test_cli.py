@@ -70,8 +70,8 @@ def fails(capsys, *arguments: object) -> str:
 
 def test_the_demo_writes_its_report(demo):
     report = (demo / "report.html").read_text(encoding="utf-8")
-    assert report.count("data:image/png;base64,") == 3
-    for words in ("tokens of Wikipedia", "[MASK]", "from scratch", "TF-IDF"):
+    assert report.count("data:image/png;base64,") == 4
+    for words in ("unbraid-mini-en", "[MASK]", "of held-out ones", "from scratch", "TF-IDF", "the/DET"):
         assert words in report
     assert not re.search(r"https?://", report), "the page needs nothing beside it"
     assert {path.name for path in (demo / "pretraining/model").iterdir()} >= {"config.json", "model.safetensors"}
@@ -80,7 +80,7 @@ def test_the_demo_writes_its_report(demo):
 def test_the_demo_run_again_changes_nothing(demo):
     before = (demo / "pretraining/model/model.safetensors").read_bytes()
     lines = (demo / "pretraining/metrics.jsonl").read_text()
-    run("demo", "--output", demo, "--vocab-size", "2000", "--steps", "2", "--epochs", "0.02")
+    run("demo", "--output", demo, "--steps", "2", "--epochs", "0.02")
     assert (demo / "pretraining/model/model.safetensors").read_bytes() == before
     assert (demo / "pretraining/metrics.jsonl").read_text() == lines
 
@@ -92,7 +92,7 @@ def test_tokenizer(kind, size, text, tmp_path, capsys):
 
 
 def test_pretrain_continues_and_starts_from_a_model(demo, text, tmp_path, capsys):
-    arguments = ["--corpus.path", text, "--corpus.held-out", "0.2", "--tokenizer", demo / "tokenizer"]
+    arguments = ["--corpus.path", text, "--corpus.held-out", "0.2", "--tokenizer", demo / "untrained"]
     small = ["--corpus.sequence-length", "32", "--corpus.batch-tokens", "256", "--training.steps", "3"]
     start = ["--continue-from", demo / "pretraining/model"]
     run("pretrain", *arguments, *small, *start, "--output", tmp_path / "run")
@@ -112,7 +112,7 @@ TINY = [
 
 
 def test_pretrain_by_replaced_tokens_and_go_on(demo, text, tmp_path, capsys):
-    arguments = ["--objective", "rtd", "--corpus.path", text, "--tokenizer", demo / "tokenizer", *TINY]
+    arguments = ["--objective", "rtd", "--corpus.path", text, "--tokenizer", demo / "untrained", *TINY]
     run("pretrain", *arguments, "--output", tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert {"generator_loss", "detection_loss", "precision", "recall"} <= rows[-1].keys()
@@ -131,20 +131,20 @@ def test_pretrain_by_replaced_tokens_and_go_on(demo, text, tmp_path, capsys):
 
 @pytest.mark.parametrize("objective", ["causal", "joint"])
 def test_pretrain_by_next_tokens(objective, demo, text, tmp_path):
-    arguments = ["--objective", objective, "--corpus.path", text, "--tokenizer", demo / "tokenizer", *TINY]
+    arguments = ["--objective", objective, "--corpus.path", text, "--tokenizer", demo / "untrained", *TINY]
     run("pretrain", *arguments, "--output", tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert 1 < rows[-1]["perplexity"] < 1e5
 
 
 def test_a_tokenizer_too_large_for_the_model(demo, text, tmp_path, capsys):
-    run("pretrain", "--corpus.path", text, "--tokenizer", demo / "tokenizer", *TINY, "--output", tmp_path / "run")
+    run("pretrain", "--corpus.path", text, "--tokenizer", demo / "untrained", *TINY, "--output", tmp_path / "run")
     run("tokenizer", "train", "--path", text, "--vocab-size", "300", "--kind", "bpe", "--output", tmp_path / "other")
     from unbraid.text.tokenizer import Tokenizer
 
-    sizes = [len(Tokenizer.from_pretrained(folder)) for folder in (demo / "tokenizer", tmp_path / "other")]
+    sizes = [len(Tokenizer.from_pretrained(folder)) for folder in (demo / "untrained", tmp_path / "other")]
     small, large = (
-        (demo / "tokenizer", tmp_path / "other") if sizes[0] < sizes[1] else (tmp_path / "other", demo / "tokenizer")
+        (demo / "untrained", tmp_path / "other") if sizes[0] < sizes[1] else (tmp_path / "other", demo / "untrained")
     )
     run("pretrain", "--corpus.path", text, "--tokenizer", small, *TINY, "--output", tmp_path / "small")
     where = ["--continue-from", tmp_path / "small/model", "--output", tmp_path / "more"]
@@ -157,7 +157,7 @@ def test_pretrain_says_when_nothing_is_held_out(demo, tmp_path, capsys):
     small = ["--corpus.sequence-length", "32", "--corpus.batch-tokens", "256", "--training.steps", "1"]
     where = [
         "--tokenizer",
-        demo / "tokenizer",
+        demo / "untrained",
         "--output",
         tmp_path / "run",
         "--continue-from",
@@ -263,7 +263,7 @@ def test_there_are_recipes():
 def test_the_pretraining_recipe_runs(options, demo, text, tmp_path):
     recipe = ROOT / "recipes/pretrain-mini.toml"
     short = ["--training.steps", "2", "--corpus.held-out", "0.2", "--evaluation-batches", "1"]
-    where = ["--corpus.path", text, "--tokenizer", demo / "tokenizer", "--output", tmp_path / "run"]
+    where = ["--corpus.path", text, "--tokenizer", demo / "untrained", "--output", tmp_path / "run"]
     run("pretrain", recipe, *short, *where, *options)
     config = json.loads((tmp_path / "run/model/config.json").read_text())
     assert config["hidden_size"] == tomllib.loads(recipe.read_text())["model"]["hidden_size"]

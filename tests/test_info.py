@@ -16,7 +16,8 @@ from unbraid.native import build
 def test_it_shows_what_runs(capsys):
     cli.main(["info"])
     shown = " ".join(capsys.readouterr().out.split())
-    for fact in (__version__, torch.__version__, platform.python_version(), str(torch.get_num_threads())):
+    versions = (__version__, torch.__version__, platform.python_version())
+    for fact in (*versions, str(torch.get_num_threads()), "unbraid-mini-en"):
         assert fact in shown
     assert ("attention, bfloat16 native:" in shown) == (build.load().path is not None)
 

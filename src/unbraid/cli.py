@@ -20,9 +20,9 @@ from unbraid.errors import InputError
 from unbraid.files import read_toml
 
 VERBS = {
-    "demo": "train a small DeBERTa on real text in a few minutes and write a report",
+    "demo": "show the small model that comes with the package, train it further, write a report; a few minutes",
     "tokenizer": "train a tokenizer from text",
-    "pretrain": "pretrain a model from text by masked language modelling",
+    "pretrain": "pretrain a model from text: masked, replaced or next tokens",
     "ablate": "pretrain the variants of the papers' tables alike, fine-tune them, compare them",
     "finetune": "fine-tune a model on a task: classes, scores, words, questions, choices; or on one of the papers'",
     "evaluate": "measure a model on labelled examples, or a masked language model on text",

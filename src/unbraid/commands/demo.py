@@ -1,10 +1,12 @@
-"""``unbraid demo``: the main job on real text, small enough for a few minutes on two cores."""
+"""``unbraid demo``: what the shipped model can do, and what it learns in a few minutes on two cores."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,172 +14,167 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from unbraid.commands import finetune, pretrain, tokenizer
-from unbraid.model.config import DebertaConfig
+from unbraid.commands import finetune, pretrain
 from unbraid.pretraining.config import CorpusConfig
-from unbraid.tasks.config import TaskConfig
+from unbraid.tasks.config import DataConfig, TaskConfig
 from unbraid.training.config import OptimizerConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from unbraid.inference import Candidate
     from unbraid.report import Section
+    from unbraid.tasks.examples import Example
+    from unbraid.tasks.rows import Row
 
+MODEL = "unbraid-mini-en"
+SCRATCH = "from scratch"
+DATA = resources.files("unbraid") / "data"
 SENTENCES = (
-    "The city is the capital of [MASK].",
+    "The capital of [MASK] is Paris.",
     "He was born in 1879 and [MASK] in 1955.",
     "The [MASK] of the United States was elected in 1860.",
-    "It is one of [MASK] most important works.",
     "The river flows to the [MASK] of the town.",
+    "She opened the [MASK] and read the first page.",
+    "Water is made of [MASK] and oxygen.",
 )
+TAGGED = "The old bridge over the river was quickly rebuilt, and the city grew."
+
+Scores = dict[str, dict[str, dict[str, float]]]
+"""Run -> dev or test -> metric -> value."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """Trains a small DeBERTa on real text and reports what it learned.
+    """Shows the model that comes with the package, unbraid-mini-en, and trains it further, with no network.
 
-    From text within the package: trains a tokenizer, pretrains a v3-style model with the mask decoder, fine-tunes it on
-    the sentiment of film reviews, does the same without pretraining, and writes OUTPUT/report.html.
+    Fills masks with it, continues its pretraining on film reviews, fine-tunes it on their sentiment and on tagging
+    parts of speech, does both again from untrained weights, and writes OUTPUT/report.html.
     """
 
     output: str = "runs/demo"
     """Folder to write."""
-    vocab_size: Annotated[int, Field(ge=100)] = 6000
-    """Tokens of the vocabulary."""
-    steps: Annotated[int, Field(ge=1)] = 600
-    """Steps of pretraining, 2,048 tokens each."""
+    steps: Annotated[int, Field(ge=1)] = 120
+    """Steps of continued pretraining, 2,048 tokens each."""
     epochs: Annotated[float, Field(gt=0)] = 2.0
-    """Passes over the reviews."""
+    """Passes over the reviews; over the far fewer tagged sentences five times as many."""
 
 
 def run(config: Config) -> None:
     """Runs all of it and writes the report."""
-    import torch
-
-    from unbraid.model.pretrained import DebertaForMaskedLM
-    from unbraid.text.tokenizer import Tokenizer
-
     began = time.monotonic()
     output = Path(config.output)
-    data = resources.files("unbraid") / "data"
-    wikipedia = str(data / "wikipedia.txt.gz")
 
-    print(f"1/4 training a tokenizer of {config.vocab_size:,} tokens", flush=True)
-    tokenizer.run(
-        tokenizer.Config(
-            action="train", path=(wikipedia,), output=str(output / "tokenizer"), vocab_size=config.vocab_size
-        )
-    )
-    print(f"2/4 pretraining: {config.steps:,} steps", flush=True)
-    pretraining = pretrain.Config(
-        output=str(output / "pretraining"),
-        tokenizer=str(output / "tokenizer"),
-        evaluation_batches=16,
-        corpus=CorpusConfig(path=wikipedia, sequence_length=128, batch_tokens=2048),
-        model=DebertaConfig(
-            hidden_size=192,
-            num_hidden_layers=4,
-            num_attention_heads=3,
-            intermediate_size=768,
-            max_position_embeddings=256,
-            position_buckets=64,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        ),
-        training=TrainingConfig(
-            steps=config.steps,
-            optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.98),
-            checkpoint_every=0.25,
-        ),
-    )
-    pretrain.run(pretraining)
-
-    torch.manual_seed(0)
-    untrained = DebertaForMaskedLM(DebertaForMaskedLM.from_pretrained(output / "pretraining/model").config)
-    untrained.save_pretrained(output / "untrained")
-    Tokenizer.from_pretrained(output / "tokenizer").save_pretrained(output / "untrained")
-    scores = {}
-    for number, (name, model) in enumerate({"pretrained": "pretraining/model", "from scratch": "untrained"}.items()):
-        print(f"{number + 3}/4 fine-tuning on film reviews, {name}", flush=True)
-        scores[name] = finetune.run(
+    print(f"1/5 continuing the pretraining of {MODEL} on film reviews: {config.steps:,} steps", flush=True)
+    pretraining = _pretraining(config)
+    if not pretrain.run(pretraining).finished:
+        return
+    write_untrained(output / "untrained")
+    sources = {MODEL: MODEL, SCRATCH: str(output / "untrained")}
+    tasks = {"reviews": _reviews(config), "tagging": _tagging(config)}
+    scores: dict[str, Scores] = {task: {} for task in tasks}
+    plan = [(task, start) for task in tasks for start in sources]
+    for number, (task, start) in enumerate(plan, 2):
+        print(f"{number}/5 fine-tuning on {task}, {start}", flush=True)
+        scores[task][start] = finetune.run(
             finetune.Config(
-                model=str(output / model),
-                output=str(output / name.replace(" ", "-")),
+                model=sources[start],
+                output=str(_folder(output, task, start)),
                 dropout=0.1,
-                task=TaskConfig(
-                    train=str(data / "reviews.train.jsonl.gz"),
-                    dev=str(data / "reviews.dev.jsonl.gz"),
-                    test=(str(data / "reviews.test.jsonl.gz"),),
-                    max_length=128,
-                    batch_size=64,
-                ),
-                training=TrainingConfig(epochs=config.epochs, optimizer=OptimizerConfig(learning_rate=5e-4)),
+                task=tasks[task][0],
+                training=tasks[task][1],
             )
         )
-        if not scores[name]:
+        if not scores[task][start]:
             return
     minutes = (time.monotonic() - began) / 60
     write(output, pretraining, scores, minutes)
     print(f"{output / 'report.html'}: the report, after {minutes:.1f} minutes")
 
 
-def write(
-    output: Path, pretraining: pretrain.Config, scores: dict[str, dict[str, dict[str, float]]], minutes: float
-) -> None:
+def write_untrained(folder: Path) -> None:
+    """Writes the same model with fresh weights."""
+    import torch
+
+    from unbraid.model.pretrained import DebertaForMaskedLM
+    from unbraid.text.tokenizer import Tokenizer
+
+    torch.manual_seed(0)
+    DebertaForMaskedLM(DebertaForMaskedLM.from_pretrained(MODEL).config).save_pretrained(folder)
+    Tokenizer.from_pretrained(MODEL).save_pretrained(folder)
+
+
+def write(output: Path, pretraining: pretrain.Config, scores: dict[str, Scores], minutes: float) -> None:
     """Writes the report of what stands in the output folder."""
     import torch
 
     from unbraid.report import write_report
 
     introduction = (
-        f"Everything on this page was computed in {minutes:.1f} minutes on {os.cpu_count()} cores "
-        f"({platform.machine()}, PyTorch {torch.__version__}) by `unbraid demo`, from text that ships with the package."
+        f"{MODEL} is a DeBERTa of a few million weights that comes with the package. Everything else on this page was "
+        f"computed in {minutes:.1f} minutes on {os.cpu_count()} cores ({platform.machine()}, PyTorch "
+        f"{torch.__version__}) by `unbraid demo`, without a network."
     )
     sections = [
-        _pretraining(pretraining),
-        _filled(output),
-        _attention(output),
-        _finetuning(output, scores),
+        _filled(),
+        _attention(),
+        _continued(pretraining),
+        _classified(output, scores["reviews"]),
+        _tagged(output, scores["tagging"]),
     ]
-    write_report(output / "report.html", "A small DeBERTa, from raw text to a classifier", introduction, sections)
+    write_report(output / "report.html", "A small DeBERTa that knows English", introduction, sections)
 
 
-def _pretraining(config: pretrain.Config) -> Section:
-    from unbraid.pretraining.corpus import prepare
-    from unbraid.pretraining.mlm import MaskedBatches, frequency_loss
-    from unbraid.report import Section, curves, read_metrics, smooth
-    from unbraid.text.tokenizer import Tokenizer
+def _folder(output: Path, task: str, start: str) -> Path:
+    return output / task / start.replace(" ", "-")
 
-    run = Path(config.output)
-    tokens = Tokenizer.from_pretrained(config.tokenizer)
-    corpus = prepare(config.corpus, tokens, run / "corpus")
-    lengths = {"sequence_length": config.corpus.sequence_length, "batch_tokens": config.corpus.batch_tokens}
-    held_out = MaskedBatches(corpus.held_out, tokens, config.masking, **lengths, seed=pretrain.EVALUATION_SEED)
-    by_frequency = frequency_loss(corpus.train, held_out, len(tokens), config.evaluation_batches)
-    train, evaluation = read_metrics(run, "train"), read_metrics(run, "evaluation")
-    plot = curves(
-        {
-            "training text": (train["step"], smooth(train["loss"], 10)),
-            "held-out text": (evaluation["step"], evaluation["loss"]),
-        },
-        "step",
-        "masked loss (nats a token)",
-        {"guessing by frequency alone": by_frequency},
+
+def _pretraining(config: Config) -> pretrain.Config:
+    return pretrain.Config(
+        output=str(Path(config.output) / "pretraining"),
+        tokenizer=MODEL,
+        continue_from=MODEL,
+        evaluation_batches=16,
+        corpus=CorpusConfig(path=str(DATA / "reviews.train.jsonl.gz"), sequence_length=128, batch_tokens=2048),
+        training=TrainingConfig(
+            steps=config.steps,
+            optimizer=OptimizerConfig(learning_rate=3e-4, beta2=0.98),
+            checkpoint_every=0.25,
+        ),
     )
-    text = (
-        f"A v3-style model ({config.model.num_hidden_layers} layers of {config.model.hidden_size}, Enhanced Mask "
-        f"Decoder) saw {int(train['tokens'][-1]):,} tokens of Wikipedia. Its loss at hidden tokens of held-out "
-        f"articles was {evaluation['loss'][0]:.2f} nats after {int(evaluation['step'][0])} steps and "
-        f"{evaluation['loss'][-1]:.2f} at the end; always guessing by frequency gives {by_frequency:.2f}. It names "
-        f"{evaluation['accuracy'][-1]:.1%} of them exactly. Large models train for days to get below 2."
+
+
+def _reviews(config: Config) -> tuple[TaskConfig, TrainingConfig]:
+    return (
+        TaskConfig(
+            train=str(DATA / "reviews.train.jsonl.gz"),
+            dev=str(DATA / "reviews.dev.jsonl.gz"),
+            test=(str(DATA / "reviews.test.jsonl.gz"),),
+            max_length=128,
+        ),
+        TrainingConfig(epochs=config.epochs, optimizer=OptimizerConfig(learning_rate=3e-4), evaluate_every=0.2),
     )
-    return Section("Pretraining: fill in what is hidden", text, plot)
 
 
-def _filled(output: Path) -> Section:
+def _tagging(config: Config) -> tuple[TaskConfig, TrainingConfig]:
+    return (
+        TaskConfig(
+            kind="token-classification",
+            train=str(DATA / "tags.train.jsonl.gz"),
+            dev=str(DATA / "tags.dev.jsonl.gz"),
+            test=(str(DATA / "tags.test.jsonl.gz"),),
+            data=DataConfig(words="tokens", label="tags"),
+            metric="accuracy",
+            batch_size=16,
+            max_length=128,
+        ),
+        TrainingConfig(epochs=5 * config.epochs, optimizer=OptimizerConfig(learning_rate=5e-4), evaluate_every=0.2),
+    )
+
+
+def _filled() -> Section:
     from unbraid.inference import FillMask
     from unbraid.report import Section, table
 
-    filled = FillMask.from_pretrained(str(output / "pretraining/model")).predict(SENTENCES)
+    filled = FillMask.from_pretrained(MODEL).predict(SENTENCES)
     rows = [[text, _guesses(prediction["masks"][0])] for text, prediction in zip(SENTENCES, filled, strict=True)]
     return Section(
         "What it puts in the gap",
@@ -191,66 +188,126 @@ def _guesses(candidates: list[Candidate]) -> str:
     return " · ".join(f"{word} {probability:.1%}" for word, probability in words)
 
 
-def _attention(output: Path) -> Section:
+def _attention() -> Section:
     import torch
 
     from unbraid.model.pretrained import Deberta
     from unbraid.report import Section, attention_map
     from unbraid.text.tokenizer import Tokenizer
 
-    tokens = Tokenizer.from_pretrained(output / "pretraining/model")
+    tokens = Tokenizer.from_pretrained(MODEL)
     encoding = tokens.encode("The old bridge over the river was built in the nineteenth century, when the city grew.")
     with torch.no_grad():
-        encoder = Deberta.from_pretrained(output / "pretraining/model")
-        weights = encoder(torch.tensor([encoding.ids]), output_attentions=True).attentions[-1][0].mean(0)
+        weights = Deberta.from_pretrained(MODEL)(torch.tensor([encoding.ids]), output_attentions=True).attentions[-1]
     pieces = [tokens.token(token) for token in encoding.ids]
     return Section(
         "Where the last layer looks",
-        "Attention of the last layer, the mean of its heads, as in figures 3 to 5 of the paper: there DeBERTa shows "
-        "hardly a diagonal, since its decoder adds absolute positions to the query, and a stripe at [CLS].",
-        attention_map(weights.numpy(), pieces),
+        "Attention of the last layer, the mean of its heads, as in figures 3 to 5 of the paper. Vertical stripes are "
+        "tokens that all others read; beside the diagonal are the neighbours.",
+        attention_map(weights[0].mean(0).numpy(), pieces),
     )
 
 
-def _finetuning(output: Path, scores: dict[str, dict[str, dict[str, float]]]) -> Section:
-    from unbraid.report import Section, curves, read_metrics, table
+def _continued(config: pretrain.Config) -> Section:
+    from unbraid.report import Section, curves, read_metrics, smooth
 
-    runs = {name: read_metrics(output / name.replace(" ", "-"), "evaluation") for name in scores}
+    run = Path(config.output)
+    train, evaluation = read_metrics(run, "train"), read_metrics(run, "evaluation")
     plot = curves(
-        {name: (rows["step"], rows["accuracy"]) for name, rows in runs.items()}, "step", "accuracy on dev reviews"
+        {
+            "reviews it trains on": (train["step"], smooth(train["loss"], 3)),
+            "held-out reviews": (evaluation["step"], evaluation["loss"]),
+        },
+        "step",
+        "masked loss (nats a token)",
     )
-    words, count = _bag_of_words()
-    rows = [["words and pairs of words, counted (TF-IDF, logistic regression)", "", f"{words:.1%}"]]
-    rows += [
-        [f"DeBERTa, {name}", f"{result['dev']['accuracy']:.1%}", f"{result['test']['accuracy']:.1%}"]
-        for name, result in scores.items()
-    ]
-    error = (words * (1 - words) / count) ** 0.5
-    difference = scores["pretrained"]["test"]["accuracy"] - scores["from scratch"]["test"]["accuracy"]
-    verdict = "helped" if difference > 2 * error else "hurt" if difference < -2 * error else "made no clear difference"
     text = (
-        f"The same model fine-tuned on the sentiment of film reviews, with and without pretraining. Of {count} test "
-        f"sentences an accuracy is uncertain by about {error:.1%} (one standard error). A few minutes of pretraining "
-        f"{verdict} here ({difference:+.1%})."
+        f"The model has read Wikipedia and novels, not film reviews. {train['elapsed_s'][-1] / 60:.1f} minutes of "
+        f"pretraining on {int(train['tokens'][-1]):,} tokens of their text took the loss at hidden tokens of held-out "
+        f"ones from {evaluation['loss'][0]:.2f} to {evaluation['loss'][-1]:.2f} nats."
     )
-    return Section("Fine-tuning: is the review positive?", text, plot + table(["", "dev", "test"], rows))
+    return Section("Pretraining goes on: another kind of text", text, plot)
 
 
-def _bag_of_words() -> tuple[float, int]:
-    """Test accuracy of a classical baseline, and the number of test examples."""
+def _classified(output: Path, scores: Scores) -> Section:
+    from unbraid.tasks.examples import read_examples
+
+    train, test = (
+        read_examples(str(DATA / f"reviews.{split}.jsonl.gz"), DataConfig(), kind="classification")
+        for split in ("train", "test")
+    )
+    words = _bag_of_words(train, test)
+    return _compared(
+        output,
+        "reviews",
+        scores,
+        "Fine-tuning: is the review positive?",
+        "words and pairs of words, counted (TF-IDF, logistic regression)",
+        words,
+        f"{len(test):,} test sentences; one standard error of an accuracy is about "
+        f"{(words * (1 - words) / len(test)) ** 0.5:.1%}.",
+    )
+
+
+def _bag_of_words(train: Sequence[Example], test: Sequence[Example]) -> float:
+    """Test accuracy of a classical baseline."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from unbraid.tasks.config import DataConfig
-    from unbraid.tasks.examples import read_examples
-
-    data = resources.files("unbraid") / "data"
-    train, test = (
-        read_examples(str(data / f"reviews.{split}.jsonl.gz"), DataConfig(), kind="classification")
-        for split in ("train", "test")
-    )
     baseline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10))
     baseline.fit([example.text for example in train], [example.label for example in train])
-    accuracy = baseline.score([example.text for example in test], [example.label for example in test])
-    return float(accuracy), len(test)
+    return float(baseline.score([example.text for example in test], [example.label for example in test]))
+
+
+def _tagged(output: Path, scores: Scores) -> Section:
+    from unbraid.inference.tokens import TokenClassifier
+    from unbraid.tasks.sources import read_rows
+
+    train, test = (list(read_rows(str(DATA / f"tags.{split}.jsonl.gz"), DataConfig())) for split in ("train", "test"))
+    classifier = TokenClassifier.from_pretrained(str(_folder(output, "tagging", MODEL) / "best"))
+    labelled = classifier.predict([TAGGED])[0]["words"]
+    return _compared(
+        output,
+        "tagging",
+        scores,
+        "Fine-tuning: which part of speech is each word?",
+        "the tag that a word has most often, NOUN if it is new",
+        _most_frequent_tag(train, test),
+        f"Learned from {len(train):,} sentences. {MODEL} on a sentence of our own: "
+        + " ".join(f"{word['text']}/{word['label']}" for word in labelled),
+    )
+
+
+def _most_frequent_tag(train: Sequence[Row], test: Sequence[Row]) -> float:
+    """Test accuracy of a baseline that knows words alone."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in train:
+        for word, tag in zip(row.cells["tokens"], row.cells["tags"], strict=True):
+            counts[word][tag] += 1
+    known = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
+    pairs = [pair for row in test for pair in zip(row.cells["tokens"], row.cells["tags"], strict=True)]
+    return sum(known.get(word, "NOUN") == tag for word, tag in pairs) / len(pairs)
+
+
+def _compared(
+    output: Path, task: str, scores: Scores, title: str, baseline: str, accuracy: float, remark: str
+) -> Section:
+    """The model beside untrained weights and a baseline that reads no further than words."""
+    from unbraid.report import Section, curves, read_metrics, table
+
+    runs = {start: read_metrics(_folder(output, task, start), "evaluation") for start in scores}
+    plot = curves(
+        {start: (rows["step"], rows["accuracy"]) for start, rows in runs.items()}, "step", "accuracy on dev examples"
+    )
+    rows = [[baseline, "", f"{accuracy:.1%}"]]
+    rows += [
+        [start, f"{found['dev']['accuracy']:.1%}", f"{found['test']['accuracy']:.1%}"]
+        for start, found in scores.items()
+    ]
+    gained = scores[MODEL]["test"]["accuracy"] - scores[SCRATCH]["test"]["accuracy"]
+    text = (
+        f"The same architecture with the same settings, once from {MODEL} and once from untrained weights: "
+        f"{100 * gained:+.1f} points for pretraining (one run each). {remark}"
+    )
+    return Section(title, text, plot + table(["", "dev", "test"], rows))

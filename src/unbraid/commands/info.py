@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """Shows versions, processor and threads, and which attention backend runs here and why.
+    """Shows versions, processor and threads, which attention backend runs here and why, and the models that came along.
 
     Builds the native kernel if that has not been done.
     """
@@ -40,6 +40,7 @@ def facts() -> dict[str, str]:
 
     from unbraid import __version__
     from unbraid.attention.choice import SlowAttentionWarning, choose
+    from unbraid.hub import SHIPPED
     from unbraid.native import build
     from unbraid.packing import Packing
 
@@ -64,4 +65,5 @@ def facts() -> dict[str, str]:
         **chosen,
         "native kernel": str(kernel.path or "none"),
         "kernel cache": str(build.cache_folder() or "none"),
+        "models within": ", ".join(SHIPPED),
     }
