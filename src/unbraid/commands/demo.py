@@ -55,7 +55,7 @@ class Config:
     steps: Annotated[int, Field(ge=1)] = 120
     """Steps of continued pretraining, 2,048 tokens each."""
     epochs: Annotated[float, Field(gt=0)] = 2.0
-    """Passes over the reviews; over the far fewer tagged sentences five times as many."""
+    """Passes over the reviews; over the far fewer tagged sentences three times as many."""
 
 
 def run(config: Config) -> None:
@@ -166,7 +166,7 @@ def _tagging(config: Config) -> tuple[TaskConfig, TrainingConfig]:
             batch_size=16,
             max_length=128,
         ),
-        TrainingConfig(epochs=5 * config.epochs, optimizer=OptimizerConfig(learning_rate=5e-4), evaluate_every=0.2),
+        TrainingConfig(epochs=3 * config.epochs, optimizer=OptimizerConfig(learning_rate=5e-4), evaluate_every=0.2),
     )
 
 
