@@ -1,8 +1,9 @@
-"""From a finished run of recipes/pretrain-mini-en.toml to the folder in the package.
+"""From a run of recipes/pretrain-mini-en.toml to the folder in the package.
 
 python benchmarks/mini_ship.py RUN FOLDER
 
-Writes the weights in float16, the tokenizer, the resolved recipe and the run's log; the model card is written by hand.
+Writes the weights with the lowest held-out loss so far in float16, the tokenizer, the resolved recipe and the run's
+log; the model card is written by hand.
 """
 
 from __future__ import annotations
