@@ -113,6 +113,7 @@ def small_model(tmp_path) -> Path:
     config = DebertaConfig(
         vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
+    torch.manual_seed(1)  # not the seed of fresh weights
     Deberta(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
