@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import faulthandler
 import functools
 import hashlib
 import itertools
@@ -489,4 +490,5 @@ if __name__ == "__main__":
     os.fsync = lambda _: None  # a kill does not need it, and it is slow
     command, folder = sys.argv[1:]
     with (Path(folder) / "log").open("a") as log, contextlib.redirect_stderr(log):
+        faulthandler.enable(log)  # a process that crashes says where; its children too
         {"kill": kill_everywhere, "spread": spread_everywhere}[command](Path(folder))
