@@ -8,7 +8,8 @@ tokenizer of a model with fresh weights, the same for all seeds of fine-tuning.
 The examples of a task are drawn with a fixed seed, the same for every model and seed: the 500 are the first of the
 2,000, which are the first of all. A number within a tenth of all stands for all. A run makes the passes of its recipe,
 or more: as many as 200 updates take, so that few examples are not also little training. The best weights are chosen by
-up to 500 dev examples, four or five times a run, and scored once on all test examples. All models have the same rules.
+up to 500 dev examples, four or five times a run, and scored once on up to 2,000 test examples. All models have the same
+rules.
 
 The order of the runs: small sizes before large ones; of a size all plain runs before those with SiFT; of these seed 0
 of all tasks and models before seed 1; of a seed the costly tasks last. Killed at any moment, the same command
