@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -104,8 +105,12 @@ def test_the_small_ones_are_of_one_size():
     assert (mlm.objective, rtd.objective) == ("mlm", "rtd")
 
 
-def test_the_small_ablation_is_table_4():
-    config = load(ROOT / "recipes/ablate-mini.toml")
+def test_the_small_ablation_is_table_4(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tasks = tuple(map(str, Path("benchmarks/ablation").glob("*.toml")))
+    config = dataclasses.replace(load(ROOT / "recipes/ablate-mini.toml"), tasks=tasks)
+    assert ablate.read_tasks(config).keys() == {"tags", "score"}
+    ablate.check_shared(config, ablate.read_tasks(config), processes=2)
     assert len(config.names) == 7
     assert (config.model.position_buckets, config.model.share_att_key) == (None, False)
 
