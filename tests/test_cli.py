@@ -68,6 +68,12 @@ def fails(capsys, *arguments: object) -> str:
     return capsys.readouterr().err
 
 
+def test_values_that_do_not_fit_are_told_in_one_sentence(capsys):
+    said = " ".join(fails(capsys, "finetune", "--model", "x", "--output", "y").replace("│", " ").split())
+    assert "Error parsing task: there is nothing to learn from: give train, or a named task" in said
+    assert "pydantic" not in said
+
+
 def test_the_demo_writes_its_report(demo):
     report = (demo / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 4

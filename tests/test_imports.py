@@ -12,7 +12,7 @@ import pytest
 from unbraid.cli import VERBS
 
 PACKAGE = Path(__file__).parents[1] / "src" / "unbraid"
-BELOW = {"errors", "files", "hub", "packing", "objective", "processes"}
+BELOW = {"errors", "files", "hub", "packing", "objective", "processes", "settings"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "packing": {"errors"},
     "objective": set(),
     "processes": set(),
+    "settings": {"errors"},
     "native": set(),
     "attention": {"native", "packing"},
     "model": {"attention", "native", *BELOW},

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from unbraid.errors import InputError
 from unbraid.model.config import PRESETS, DebertaConfig, preset
@@ -116,5 +115,5 @@ def test_a_file_that_is_no_json(tmp_path):
 
 
 def test_constructed_directly_it_is_strict_too():
-    with pytest.raises(ValidationError):
+    with pytest.raises(InputError):
         DebertaConfig(hidden_width=3)

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
-from pydantic import ValidationError
 
 from unbraid.errors import InputError
 from unbraid.pretraining.config import CorpusConfig
@@ -472,5 +471,5 @@ def test_languages(tmp_path, tokenizer):
     ],
 )
 def test_bad_corpus_configuration(fault):
-    with pytest.raises(ValidationError, match=list(fault)[-1]):
+    with pytest.raises(InputError, match=list(fault)[-1]):
         CorpusConfig(**fault)

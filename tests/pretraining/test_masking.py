@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
+from unbraid.errors import InputError
 from unbraid.pretraining.config import MaskingConfig
 from unbraid.pretraining.masking import Masker, example_rng
 
@@ -247,5 +247,5 @@ def test_masks_are_a_function_of_seed_epoch_and_row(tokenizer):
     ],
 )
 def test_bad_masking_configuration(fault):
-    with pytest.raises(ValidationError, match=next(iter(fault))):
+    with pytest.raises(InputError, match=next(iter(fault))):
         MaskingConfig(**fault)

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import ValidationError
 
+from unbraid.errors import InputError
 from unbraid.tasks.config import DataConfig, TaskConfig
 
 
@@ -57,12 +57,12 @@ def test_the_best_checkpoint_has_a_metric(kind, metric, best_by):
     ],
 )
 def test_what_does_not_fit_is_named(fields, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InputError, match=message):
         TaskConfig(train="a.csv", dev="b.csv", **fields)
 
 
 def test_a_task_without_a_name_has_data():
-    with pytest.raises(ValidationError, match="give train, or a named task"):
+    with pytest.raises(InputError, match="give train, or a named task"):
         TaskConfig(dev="b.csv")
     assert TaskConfig(name="cola").train is None
     assert TaskConfig(train="a.csv", kind="classification", metric="exact", data={"group": "q"}).best_by == "exact"

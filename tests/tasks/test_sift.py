@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -542,7 +541,7 @@ def test_the_norm_and_the_gradient_of_the_clean_output_show():
     ],
 )
 def test_what_does_not_fit_is_named(fields, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InputError, match=message):
         SiftConfig(**{"weight": 1.0, **fields})
 
 

@@ -2,7 +2,6 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import ValidationError
 
 from unbraid.errors import InputError
 from unbraid.training.config import OptimizerConfig, TrainingConfig
@@ -10,7 +9,7 @@ from unbraid.training.config import OptimizerConfig, TrainingConfig
 
 @pytest.mark.parametrize("fields", [{}, {"steps": 3, "epochs": 1.0}])
 def test_a_run_has_exactly_one_length(fields):
-    with pytest.raises(ValidationError, match="either as steps or as epochs"):
+    with pytest.raises(InputError, match="either as steps or as epochs"):
         TrainingConfig(**fields)
 
 
@@ -34,7 +33,7 @@ def test_a_run_has_exactly_one_length(fields):
     ],
 )
 def test_values_out_of_range_are_refused(fields):
-    with pytest.raises(ValidationError):
+    with pytest.raises(InputError):
         TrainingConfig(**fields)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from unbraid.errors import InputError
 from unbraid.model.config import PRESETS, DebertaConfig, preset
+from unbraid.settings import settings
 
 Precision = Literal["float32", "bfloat16"]
 Shape = Annotated[str, Field(pattern=r"^([1-9]\d*x[1-9]\d*|ragged)$")]
@@ -28,7 +28,7 @@ _MODELS = {"attention": "deberta-v3-base", "inference": "deberta-v3-base", "trai
 _ENCODER_VOCABULARY = 5000
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Measures our model beside its rivals, with the same random weights and the same inputs.
 

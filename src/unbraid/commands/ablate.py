@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
 from unbraid.commands import finetune, pretrain
 from unbraid.errors import InputError
 from unbraid.files import read_toml
-from unbraid.model.config import DebertaConfig, explain
+from unbraid.model.config import DebertaConfig
 from unbraid.pretraining.ablation import (
     VARIANTS,
     Found,
@@ -31,6 +30,7 @@ from unbraid.pretraining.ablation import (
     summary,
 )
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
+from unbraid.settings import read_settings, settings
 from unbraid.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _base() -> DebertaConfig:
     return DebertaConfig(position_buckets=None, share_att_key=False, norm_rel_ebd="none")
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Pretrains the variants of the papers' tables alike, fine-tunes each, and compares them.
 
@@ -199,10 +199,7 @@ def read_tasks(config: Config) -> dict[str, finetune.Config]:
     tasks = {}
     for path in map(Path, config.tasks):
         recipe = read_toml(path)
-        try:
-            task = TypeAdapter(finetune.Config).validate_python({**recipe, "model": "", "output": ""})
-        except ValidationError as error:
-            raise InputError(f"{path}: {explain(error)}") from error
+        task = read_settings(finetune.Config, {**recipe, "model": "", "output": ""}, str(path))
         if task.seeds is not None or task.folds is not None:
             raise InputError(f"{path}: an ablation makes one run for each of its own seeds; leave seeds and folds out.")
         read_splits(task.task)

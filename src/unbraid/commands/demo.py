@@ -11,11 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from unbraid.commands import finetune, pretrain
 from unbraid.pretraining.config import CorpusConfig
+from unbraid.settings import settings
 from unbraid.tasks.config import DataConfig, TaskConfig
 from unbraid.training.config import OptimizerConfig, TrainingConfig
 
@@ -42,7 +42,7 @@ Scores = dict[str, dict[str, dict[str, float]]]
 """Run -> dev or test -> metric -> value."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Shows the model that comes with the package, unbraid-mini-en, and trains it further, with no network.
 

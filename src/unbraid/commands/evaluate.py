@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig
+from unbraid.settings import settings
 from unbraid.tasks.config import DataConfig
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Measures a model: a fine-tuned one on labelled examples, a masked language model on text.
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
+from unbraid.settings import settings
 from unbraid.tasks.config import LoraConfig, SiftConfig, TaskConfig
 from unbraid.tasks.published import recipe
 from unbraid.training.config import TrainingConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unbraid.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Fine-tunes a model on a task: task.kind says which, from the classes of texts to the labels of their words.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
+from unbraid.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Shows versions, processor and threads, which attention backend runs here and why, and the models that came along.
 

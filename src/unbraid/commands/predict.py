@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from unbraid.errors import InputError
+from unbraid.settings import settings
 
 if TYPE_CHECKING:
     from unbraid.commands.inputs import Input
@@ -26,7 +26,7 @@ COMPARED = 64
 """Texts that a lower precision is compared on, at most."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Asks a model about texts: their classes, the labels of their words, what stands at [MASK]; as the model does.
 

@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
 from unbraid.model.config import DebertaConfig
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
+from unbraid.settings import settings
 from unbraid.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ EVALUATION_SEED = 0
 """Of the tokens hidden in held-out text: the same for every run, so that losses compare."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Pretrains a model: masked tokens with the Enhanced Mask Decoder, replaced tokens, next tokens.
 

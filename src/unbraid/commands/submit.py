@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import tyro
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
+
+from unbraid.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class Config:
     """Predicts the test files of one of the papers' tasks, and writes the files that its server takes.
 

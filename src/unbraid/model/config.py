@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
 from unbraid.errors import InputError
+from unbraid.settings import read_settings, settings
 
 PositionTerm = Literal["c2p", "p2c", "p2p"]
 Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
@@ -29,12 +29,12 @@ _IGNORED_KEYS = frozenset(
 """Keys of released configurations that mean nothing here."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class DebertaConfig:
     """The shape of a DeBERTa, or of a BERT- or RoBERTa-style baseline.
 
     Raises:
-        pydantic.ValidationError: an unknown field, a wrong type, or fields that do not fit together.
+        unbraid.InputError: an unknown field, a wrong type, or fields that do not fit together.
     """
 
     model_type: Literal["deberta", "deberta-v2"] = "deberta-v2"
@@ -160,7 +160,7 @@ class DebertaConfig:
         """
         if num_labels := changes.pop("num_labels", None):
             changes["id2label"] = unnamed_labels(num_labels)
-        return _validated({**dataclasses.asdict(self), **changes}, "configuration")
+        return read_settings(DebertaConfig, {**dataclasses.asdict(self), **changes}, "configuration")
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], source: str = "configuration") -> DebertaConfig:
@@ -203,7 +203,7 @@ class DebertaConfig:
             del read["pad_token_id"]
         if read.get("id2label") is None:
             read["id2label"] = unnamed_labels(num_labels or 2)
-        config = _validated(read, source)
+        config = read_settings(cls, read, source)
         if head_size not in (None, config.head_size):
             raise InputError(
                 f"{source}: attention_head_size {head_size} times {config.num_attention_heads} heads "
@@ -262,23 +262,6 @@ def _position_terms(value: object) -> object:
     return [term for term in stripped if term not in ("", "none")]
 
 
-def _validated(fields: dict[str, Any], source: str) -> DebertaConfig:
-    try:
-        return TypeAdapter(DebertaConfig).validate_python(fields)
-    except ValidationError as error:
-        raise InputError(f"{source}: {explain(error)}") from error
-
-
-def explain(error: ValidationError) -> str:
-    """One sentence for the first thing that pydantic found wrong."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown field {field!r}."
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}." if field else message
-
-
 _V1 = {
     "model_type": "deberta",
     "vocab_size": 50265,
@@ -335,4 +318,4 @@ def preset(name: str, **changes: Any) -> DebertaConfig:
     """
     if name not in PRESETS:
         raise InputError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
-    return _validated({**PRESETS[name], **changes}, f"preset {name}")
+    return read_settings(DebertaConfig, {**PRESETS[name], **changes}, f"preset {name}")

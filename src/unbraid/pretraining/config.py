@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
+
+from unbraid.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class CorpusConfig:
     """The text to pretrain on and the batches it is cut into."""
 
@@ -67,7 +68,7 @@ class CorpusConfig:
         return (self.path,) if isinstance(self.path, str) else self.path
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class MaskingConfig:
     """Which tokens masked language modelling predicts, and what stands in their place.
 
@@ -97,7 +98,7 @@ class MaskingConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class RtdConfig:
     """Replaced token detection: a generator fills masked places, a discriminator tells which tokens were replaced.
 

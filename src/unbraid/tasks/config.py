@@ -6,8 +6,9 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator, Field, model_validator
+
+from unbraid.settings import settings
 
 Kind = Literal[
     "classification",
@@ -52,7 +53,7 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
 """The metrics of each kind of task, larger is better; the first is the default."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class DataConfig:
     """How to read examples: from files (.csv, .tsv, .jsonl, .json, .parquet; text also .gz) or from the hub."""
 
@@ -106,7 +107,7 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class TaskConfig:
     """What is learned, and from which examples."""
 
@@ -167,7 +168,7 @@ class TaskConfig:
         return self.metric or METRICS[self.kind][0]
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class SiftConfig:
     """Consistency of the outputs when the embeddings are perturbed where that hurts most (SiFT); off unless weighted.
 
@@ -209,7 +210,7 @@ Projection = Literal["query", "key", "value", "pos_key", "pos_query", "output", 
 """The linear layers of a layer: four of its attention, two of its positions, two of its feed-forward part."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class LoraConfig:
     """Low-rank adapters (LoRA): the encoder stands still, but for products of two thin matrices added to its weights.
 

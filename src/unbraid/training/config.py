@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
 from unbraid.errors import InputError
+from unbraid.settings import settings
 
 Span = Annotated[float, Field(ge=0)]
 """A number of steps: as it is from 1 on, below 1 a fraction of the run."""
@@ -23,7 +23,7 @@ def span_steps(span: float, steps: int) -> int:
     return round(span if span >= 1 else span * steps)
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class OptimizerConfig:
     """AdamW with linear warm-up and linear decay.
 
@@ -51,7 +51,7 @@ class OptimizerConfig:
     lowest."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@settings
 class TrainingConfig:
     """The length of a run, its arithmetic, and what it writes.
 
