@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -65,7 +65,7 @@ def _shown(scores: Sequence[float], seeds: int) -> str:
 
 
 def plot(rows: Sequence[Row], columns: Sequence[str]) -> Figure:
-    """A panel a task: score over number of examples, a line a column with its standard deviation shaded."""
+    """A panel a task: score over number of examples, a line a column, its bars the deviation over the seeds."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     across = min(4, len(tasks))
     down = -(-len(tasks) // across)
@@ -86,10 +86,10 @@ def _panel(axes: Axes, rows: Sequence[Row], columns: Sequence[str]) -> None:
     for number, column in enumerate(columns):
         shown = [(row.examples, row.scores[column]) for row in rows if row.scores[column]]
         at = [examples for examples, _ in shown]
-        means = np.array([statistics.fmean(scores) for _, scores in shown])
-        spreads = np.array([statistics.stdev(scores) if len(scores) > 1 else 0.0 for _, scores in shown])
-        axes.plot(at, means, label=column, color=f"C{number}", marker="o", markersize=3)
-        axes.fill_between(at, means - spreads, means + spreads, color=f"C{number}", alpha=0.2, linewidth=0)
+        means = [statistics.fmean(scores) for _, scores in shown]
+        spreads = [statistics.stdev(scores) if len(scores) > 1 else math.nan for _, scores in shown]
+        style = {"marker": "o", "markersize": 3, "capsize": 2, "elinewidth": 1}
+        axes.errorbar(at, means, spreads, label=column, color=f"C{number}", **style)
     sizes = [row.examples for row in rows]
     axes.plot(sizes, [row.linear for row in rows], "--", label="linear", color="#777", marker=".", markersize=3)
     axes.set_xscale("log")

@@ -355,16 +355,18 @@ def test_the_table(benchmark):
 def test_the_plot(benchmark):
     report = benchmark("task_report")
     rows = [
-        report.Row(task, "f1", count, {"a": [level, level + 4], "b": []}, level - 10)
+        report.Row(task, "f1", count, {"a": scores, "b": []}, scores[0] - 10)
         for task in ("ner", "pos", "qa", "nli", "score")
-        for count, level in ((500, 30.0), (2000, 40.0))
+        for count, scores in ((500, [30.0, 34.0]), (2000, [40.0, 44.0]), (8000, [50.0]))
     ]
     figure = report.plot(rows, ["a", "b"])
     shown = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title() for axes in shown] == ["ner (f1)", "pos (f1)", "qa (f1)", "nli (f1)", "score (f1)"]
-    lines = {line.get_label(): line for line in shown[0].lines}
-    assert lines["a"].get_xydata().tolist() == [[500, 32], [2000, 42]]
-    assert lines["linear"].get_xydata().tolist() == [[500, 20], [2000, 30]]
-    assert lines["linear"].get_linestyle() == "--"
-    shade = shown[0].collections[0].get_paths()[0].get_extents()
-    assert (shade.ymin, shade.ymax) == (pytest.approx(32 - 8**0.5), pytest.approx(42 + 8**0.5))
+    column = shown[0].containers[0]
+    points, _, (bars,) = column.lines
+    assert (column.get_label(), points.get_xydata().tolist()) == ("a", [[500, 32], [2000, 42], [8000, 50]])
+    spans = [segment[:, 1].tolist() for segment in bars.get_segments() if len(segment)]
+    assert spans == [pytest.approx([mean - 8**0.5, mean + 8**0.5]) for mean in (32, 42)], "one seed has no bar"
+    (linear,) = (line for line in shown[0].lines if line.get_label() == "linear")
+    assert linear.get_xydata().tolist() == [[500, 20], [2000, 30], [8000, 40]]
+    assert linear.get_linestyle() == "--"
