@@ -155,7 +155,7 @@ def attention_maps(columns: Mapping[str, Sequence[tuple[np.ndarray, Sequence[str
     """
     maps = list(columns.values())
     largest = float(np.quantile(np.concatenate([weights.ravel() for column in maps for weights, _ in column]), 0.999))
-    figure = Figure((1 + 3.6 * len(maps), 0.5 + 3.6 * len(maps[0])), layout="constrained")
+    figure = Figure((1 + 3.6 * len(maps), 0.5 + 3.6 * len(maps[0])), layout="compressed")
     grid = figure.subplots(len(maps[0]), len(maps), squeeze=False)
     shown = None
     for column, (name, texts) in enumerate(columns.items()):
