@@ -1,5 +1,4 @@
 import errno
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -95,20 +94,3 @@ def test_a_text_file_is_replaced_or_left(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"a.json": "old"}
     replace_text(path, "né")
     assert contents(tmp_path) == {"a.json": "né"}
-
-
-def write_often(path, letter):
-    for _ in range(50):
-        replace_text(path, letter * 1000)
-
-
-def test_processes_that_write_a_file_at_once(tmp_path):
-    path = tmp_path / "file"
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=write_often, args=(path, letter)) for letter in "ab"]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert contents(tmp_path) in ({"file": "a" * 1000}, {"file": "b" * 1000})

@@ -66,12 +66,10 @@ def write_atomically(folder: Path | str, write: Callable[[Path], object]) -> Non
 def replace_bytes(path: Path, content: bytes) -> None:
     """Writes a file in the place of the former one, in one rename.
 
-    Of several processes that write it at once the last one's stays, whole.
-
     Raises:
         OSError: the disk is full or cannot be written; the former file is untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(content)
         sync(partial)
