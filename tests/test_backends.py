@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(shutil.which(get_cxx_compiler()) is None, reason
 STEPS = 8
 
 
-def losses(folder, *arguments) -> list[float]:
+def steps(folder, *arguments) -> list[dict[str, float]]:
     cli.main([str(argument) for argument in (*arguments, "--output", folder, "--training.steps", STEPS)])
     lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if line["kind"] == "train"]
+    return [line for line in lines if line["kind"] == "train"]
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
@@ -52,7 +52,9 @@ def test_losses_agree_to_rounding(verb, demo, tmp_path):
     ]
     run = ["--training.optimizer.learning-rate", 1e-3, "--training.log-every", 1]
     common = [verb, *(model if verb == "pretrain" else task), *run]
-    native, reference = (losses(tmp_path / name, *common, "--backend", name) for name in ("native", "reference"))
+    runs = [steps(tmp_path / name, *common, "--backend", name) for name in ("native", "reference")]
+    native, reference = ([row["loss"] for row in run] for run in runs)
     assert len(native) == STEPS
     assert native == pytest.approx(reference, rel=2e-5)
-    assert native != reference
+    # The sum of a batch's losses may round alike; the norm of all gradients does not, where two backends ran.
+    assert len({tuple(row["grad_norm"] for row in run) for run in runs}) == 2
