@@ -87,9 +87,7 @@ TASKS = {
         rows=12_000,
         known="most frequent tag 93.1",
     ),
-    "cosmosqa": Task(
-        metric="accuracy", linear=baselines.chosen, **_split("cosmosqa_mc"), rows=2_500, known="chance 31"
-    ),
+    "cosmosqa": Task(metric="accuracy", linear=baselines.chosen, **_split("cosmosqa_mc"), known="chance 31"),
     "qa": Task(
         metric="f1",
         linear=baselines.answered,
