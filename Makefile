@@ -16,7 +16,7 @@ help: ## this list
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: .venv/.runs ## the small model of the package, shown and trained further, about 5 minutes on 2 cores; writes runs/demo/report.html
+demo: .venv/.runs ## the small model of the package, shown and trained further, less than 6 minutes on 2 cores; writes runs/demo/report.html
 	$(BIN)/unbraid demo --output runs/demo
 
 lint: .venv/.tests ## ruff: errors and formatting
