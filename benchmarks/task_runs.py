@@ -51,11 +51,12 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What became of a run: its test score in percent, and the minutes that its pieces took."""
+    """What became of a run: its test score in percent, the minutes that its pieces took, its precision."""
 
     run: Run
     score: float
     minutes: float
+    precision: str
 
 
 def plan(sizes: Mapping[str, Sequence[int]], models: Sequence[str], sift: Sequence[str], seeds: int) -> list[Run]:
@@ -87,8 +88,10 @@ def collect(run: Run, folder: Path, metric: str) -> Finished | None:
         return None
     for weights in ("best", "checkpoints"):
         shutil.rmtree(folder / weights, ignore_errors=True)  # mostly they are gone
-    scores = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return Finished(run, 100 * scores["test"][metric], _minutes(folder))
+    scores, recipe = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("results.json", "recipe.json")
+    )
+    return Finished(run, 100 * scores["test"][metric], _minutes(folder), recipe["training"]["precision"])
 
 
 @contextlib.contextmanager

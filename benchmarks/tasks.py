@@ -13,7 +13,8 @@ rules.
 
 The order of the runs: small sizes before large ones; of a size all plain runs before those with SiFT; of these seed 0
 of all tasks and models before seed 1; of a seed the costly tasks last. Killed at any moment, the same command
-continues. What was measured so far is always in ``OUTPUT/tasks.json``, ``tasks.md`` and ``tasks.png``.
+continues, also with another precision for what is left. What was measured so far is always in ``OUTPUT/tasks.json``,
+``tasks.md`` and ``tasks.png``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import task_data
 import task_report
@@ -39,6 +41,7 @@ from task_runs import Finished, Run, collect, plan, side_by_side, sole
 from unbraid import Deberta, Tokenizer
 from unbraid.errors import InputError
 from unbraid.files import read_toml, replace_text
+from unbraid.training.precision import Precision
 
 HERE = Path(__file__).parent
 UPDATES = 200
@@ -58,6 +61,7 @@ class Benchmark:
         sift: names of models that are trained with SiFT too.
         seeds: how many.
         sizes: task -> numbers of examples, from few to many.
+        precision: of the training, as ``unbraid finetune --training.precision`` names it.
     """
 
     output: Path
@@ -65,6 +69,7 @@ class Benchmark:
     sift: Sequence[str]
     seeds: int
     sizes: Mapping[str, Sequence[int]]
+    precision: str = "float32"
 
     def folder(self, run: Run) -> Path:
         """Of a run."""
@@ -82,6 +87,7 @@ class Benchmark:
             "--task.test": examples(self.output, run.task, "test"),
             "--training.seed": run.seed,
             "--training.epochs": epochs(recipe, run.examples),
+            "--training.precision": self.precision,
         }
         if run.sift:
             options["--sift.weight"] = SIFT
@@ -106,7 +112,15 @@ class Benchmark:
 
     def report(self, finished: Sequence[Finished], linear: Mapping[str, Mapping[int, float]]) -> None:
         """Writes what was measured so far."""
-        runs = [{**dataclasses.asdict(each.run), "score": each.score, "minutes": each.minutes} for each in finished]
+        runs = [
+            {
+                **dataclasses.asdict(each.run),
+                "score": each.score,
+                "minutes": each.minutes,
+                "precision": each.precision,
+            }
+            for each in finished
+        ]
         described = {"models": self.models, "linear": linear, "runs": runs}
         scores: dict[tuple[str, int, str], list[float]] = collections.defaultdict(list)
         for each in finished:
@@ -152,7 +166,7 @@ def prepare(options: argparse.Namespace) -> Benchmark:
     for name, source in options.models.items():
         if source.startswith(SCRATCH):
             write_fresh(source.removeprefix(SCRATCH), scratch(options.output, name))
-    return Benchmark(options.output, options.models, options.sift, options.seeds, sizes)
+    return Benchmark(options.output, options.models, options.sift, options.seeds, sizes, options.precision)
 
 
 def epochs(recipe: Path, examples: int) -> float:
@@ -191,6 +205,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="of all of them")
     parser.add_argument("--examples", nargs="+", type=_size, default=[500, 2000, None], help="numbers, or full")
     parser.add_argument("--seeds", type=_count, default=3, help="how many")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of runs not yet made")
     parser.add_argument("--jobs", type=_count, default=1, help="runs at a time; they share the cores")
     options = parser.parse_args(arguments)
     models = [model.partition("=")[::2] for model in options.models]

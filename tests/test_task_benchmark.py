@@ -172,7 +172,7 @@ def test_few_examples_are_seen_more_often(benchmark, count, steps):
 
 def test_the_command_is_one_that_finetune_reads(benchmark, tmp_path):
     tasks, runs = benchmark("tasks"), benchmark("task_runs")
-    asked = tasks.Benchmark(tmp_path, {"a": "folder", "b": "scratch:folder"}, ["a"], 1, {"nli": [500]})
+    asked = tasks.Benchmark(tmp_path, {"a": "folder", "b": "scratch:folder"}, ["a"], 1, {"nli": [500]}, "bfloat16")
     read = {}
     for run in runs.plan(asked.sizes, list(asked.models), asked.sift, 1):
         words = asked.command(run)
@@ -181,6 +181,7 @@ def test_the_command_is_one_that_finetune_reads(benchmark, tmp_path):
     plain, fresh, sift = read.values()
     assert (plain.model, fresh.model, sift.model) == ("folder", str(tmp_path / "scratch/b"), "folder")
     assert (plain.sift.weight, sift.sift.weight) == (0, 5)
+    assert plain.training.precision == "bfloat16"
     assert len({config.output for config in read.values()}) == 3
     assert plain.task.train == sift.task.train == fresh.task.train == str(tmp_path / "data/nli/train-500.jsonl")
     assert plain.training.epochs == 200 / 16
@@ -208,6 +209,7 @@ print("threads", os.environ["OMP_NUM_THREADS"])
 if "bad" in folder.name: sys.exit("oh no")
 if "slow" in folder.name: time.sleep(60)
 for name in ("best", "checkpoints"): (folder / name).mkdir(exist_ok=True)
+(folder / "recipe.json").write_text(json.dumps({"training": {"precision": sys.argv[3]}}))
 (folder / "results.json").write_text(json.dumps({"test": {"accuracy": 0.8 + seed / 50}}))
 """
 
@@ -219,7 +221,7 @@ def tasks(benchmark, monkeypatch):
     monkeypatch.setattr(
         module.Benchmark,
         "command",
-        lambda self, run: [sys.executable, "-c", SCRIPT, str(self.folder(run)), str(run.seed)],
+        lambda self, run: [sys.executable, "-c", SCRIPT, str(self.folder(run)), str(run.seed), self.precision],
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return module
@@ -247,7 +249,7 @@ def test_runs_are_made_once_and_told(tasks, data, small_model, tmp_path, capsys)
     assert few == many[:10]
     assert Deberta.from_pretrained(output / "scratch/b").config.hidden_size == 8
 
-    tasks.main(options(data, output, *models, "--seeds", "2"))
+    tasks.main(options(data, output, *models, "--seeds", "2", "--precision", "bfloat16"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "12 runs, 6 of them finished"
     assert len(lines) == 1 + 6, "baselines and finished runs are only read"
@@ -263,6 +265,7 @@ def test_runs_are_made_once_and_told(tasks, data, small_model, tmp_path, capsys)
     assert len(found["runs"]) == 12
     assert {round(run["score"], 6) for run in found["runs"]} == {80, 82}
     assert all(0 < run["minutes"] < 1 for run in found["runs"])
+    assert {(run["seed"], run["precision"]) for run in found["runs"]} == {(0, "float32"), (1, "bfloat16")}
     assert (output / "tasks.png").read_bytes().startswith(b"\x89PNG")
     head, _, few_row, all_row = (output / "tasks.md").read_text(encoding="utf-8").splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == [
@@ -294,8 +297,8 @@ def test_a_name_keeps_its_model(tasks, data, tmp_path):
 def test_an_interrupted_benchmark_ends_its_runs(benchmark, tmp_path):
     runs = benchmark("task_runs")
     folders = [tmp_path / "slow-1", tmp_path / "slow-2"]
-    commands = {folder: [sys.executable, "-c", SCRIPT, str(folder), "0"] for folder in folders}
-    quick = {tmp_path / "quick": [sys.executable, "-c", SCRIPT, str(tmp_path / "quick"), "0"]}
+    commands = {folder: [sys.executable, "-c", SCRIPT, str(folder), "0", "float32"] for folder in folders}
+    quick = {tmp_path / "quick": [sys.executable, "-c", SCRIPT, str(tmp_path / "quick"), "0", "float32"]}
     with runs.sole(tmp_path) as lock:
         ended = runs.side_by_side(quick | commands, 3, lock)
         assert next(ended) == tmp_path / "quick"
