@@ -14,7 +14,7 @@ rules.
 The order of the runs: small sizes before large ones; of a size all plain runs before those with SiFT; of these seed 0
 of all tasks and models before seed 1; of a seed the costly tasks last. Killed at any moment, the same command
 continues, also with another precision for what is left. What was measured so far is always in ``OUTPUT/tasks.json``,
-``tasks.md`` and ``tasks.png``.
+``tasks.md`` and ``tasks.png``; the first of them is all that another machine needs to go on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import json
 import math
 import re
 import signal
@@ -36,6 +35,7 @@ import task_data
 import task_report
 import torch
 from task_data import TASKS
+from task_record import Record
 from task_runs import Finished, Run, collect, plan, side_by_side, sole
 
 from unbraid import Deberta, Tokenizer
@@ -98,47 +98,35 @@ class Benchmark:
         """What became of a run, if it has ended well."""
         return collect(run, self.folder(run), TASKS[run.task].metric)
 
-    def linear(self) -> dict[str, dict[int, float]]:
-        """The linear baselines, task -> examples -> percent; each is computed once."""
-        path = self.output / "linear.json"
-        known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    def compute_linear(self, record: Record) -> None:
+        """The linear baselines that are not known yet."""
         for task, count in ((task, count) for task, counts in self.sizes.items() for count in counts):
-            if f"{task}-{count}" not in known:
+            if count not in record.linear.get(task, {}):
                 train, test = (task_data.read([examples(self.output, task, part)]) for part in (count, "test"))
-                known[f"{task}-{count}"] = 100 * TASKS[task].linear(train, test)
-                replace_text(path, json.dumps(known, indent=1))
-                print(f"linear baseline {task}-{count}: {known[f'{task}-{count}']:.1f}", flush=True)
-        return {task: {count: known[f"{task}-{count}"] for count in counts} for task, counts in self.sizes.items()}
+                percent = 100 * TASKS[task].linear(train, test)
+                record.add_linear(task, count, percent)
+                print(f"linear baseline {task}-{count}: {percent:.1f}", flush=True)
 
-    def report(self, finished: Sequence[Finished], linear: Mapping[str, Mapping[int, float]]) -> None:
-        """Writes what was measured so far."""
-        runs = [
-            {
-                **dataclasses.asdict(each.run),
-                "score": each.score,
-                "minutes": each.minutes,
-                "precision": each.precision,
-            }
-            for each in finished
-        ]
-        described = {"models": self.models, "linear": linear, "runs": runs}
+    def report(self, record: Record) -> None:
+        """Writes the table and the plot of what was asked for, as far as it is measured."""
+        runs = plan(self.sizes, list(self.models), self.sift, self.seeds)
+        columns = list(dict.fromkeys(run.column for run in runs))
         scores: dict[tuple[str, int, str], list[float]] = collections.defaultdict(list)
-        for each in finished:
-            scores[each.run.task, each.run.examples, each.run.column].append(each.score)
-        columns = list(dict.fromkeys(run.column for run in plan(self.sizes, list(self.models), self.sift, 1)))
+        for run in runs:
+            if run in record.finished:
+                scores[run.task, run.examples, run.column].append(record.finished[run].score)
         rows = [
             task_report.Row(
                 task,
                 TASKS[task].metric,
                 count,
                 {column: scores[task, count, column] for column in columns},
-                linear[task][count],
+                record.linear[task][count],
                 TASKS[task].known if count == counts[-1] else "",
             )
             for task, counts in self.sizes.items()
             for count in counts
         ]
-        replace_text(self.output / "tasks.json", json.dumps(described, indent=1))
         replace_text(self.output / "tasks.md", task_report.table(rows, columns, self.seeds))
         task_report.plot(rows, columns).savefig(self.output / "tasks.png", dpi=110)
 
@@ -182,19 +170,6 @@ def write_fresh(model: str, folder: Path) -> None:
     Tokenizer.from_pretrained(model).save_pretrained(folder)
 
 
-def check_same(models: Mapping[str, str], path: Path) -> None:
-    """Holds the names of models to what they stood for in earlier pieces, whose runs are only read.
-
-    Raises:
-        InputError: a name stands for another model now.
-    """
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for name, model in models.items():
-        if known.get(name, model) != model:
-            raise InputError(f"in {path.parent}, {name} is {known[name]} and not {model}: give it another name.")
-    replace_text(path, json.dumps(known | dict(models), indent=1))
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -233,28 +208,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Makes the runs that are not there yet.
 
     Raises:
-        InputError: data or a model is not there, another process is at work here, or a name stands for another model.
+        InputError: data or a model is not there, another process is at work here, a name stands for another model, or
+            the record is damaged.
     """
     options = parse(arguments)
     with sole(options.output) as lock:
-        check_same(options.models, options.output / "models.json")
+        record = Record.read(options.output / "tasks.json")
+        record.name(options.models)
         benchmark = prepare(options)
         runs = plan(benchmark.sizes, list(benchmark.models), benchmark.sift, benchmark.seeds)
-        finished = [each for run in runs if (each := benchmark.collect(run))]
-        print(f"{len(runs)} runs, {len(finished)} of them finished", flush=True)
-        linear = benchmark.linear()
-        benchmark.report(finished, linear)
-        made = {each.run for each in finished}
-        coming = {benchmark.folder(run): run for run in runs if run not in made}
+        for run in runs:
+            if run not in record.finished and (each := benchmark.collect(run)):
+                record.add(each)
+        coming = {benchmark.folder(run): run for run in runs if run not in record.finished}
+        done = len(runs) - len(coming)
+        print(f"{len(runs)} runs, {done} of them finished", flush=True)
+        benchmark.compute_linear(record)
+        benchmark.report(record)
         commands = {folder: benchmark.command(run) for folder, run in coming.items()}
         failed: list[str] = []
         with contextlib.closing(side_by_side(commands, options.jobs, lock)) as ended:
-            for count, folder in enumerate(ended, 1 + len(finished)):
+            for count, folder in enumerate(ended, done + 1):
                 run = coming[folder]
                 said = f"run {count} of {len(runs)}: {run.name}"
                 if each := benchmark.collect(run):
-                    finished.append(each)
-                    benchmark.report(finished, linear)
+                    record.add(each)
+                    benchmark.report(record)
                     print(f"{said}, {TASKS[run.task].metric} {each.score:.1f}, {each.minutes:.1f} minutes", flush=True)
                 else:
                     failed.append(run.name)

@@ -294,6 +294,32 @@ def test_a_name_keeps_its_model(tasks, data, tmp_path):
         tasks.main(options(data, tmp_path / "out", "--models", "a=two", "--seeds", "1"))
 
 
+def test_the_record_is_enough_to_go_on(tasks, data, tmp_path, capsys):
+    tasks.main(options(data, tmp_path / "one", "--models", "a=x", "b=y", "--seeds", "2"))
+    record = (tmp_path / "one/tasks.json").read_bytes()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/tasks.json").write_bytes(record)
+    capsys.readouterr()
+    tasks.main(options(data, tmp_path / "two", "--models", "a=x", "--seeds", "2"))
+    assert capsys.readouterr().out == "4 runs, 4 of them finished\n"
+    assert not (tmp_path / "two/runs").exists()
+    assert (tmp_path / "two/tasks.json").read_bytes() == record, "runs that were not asked for stay in it"
+    table = (tmp_path / "two/tasks.md").read_text(encoding="utf-8")
+    assert table.count("81.0 ± 1.4 |") == 2, "and out of the table"
+    (tmp_path / "two/tasks.json").unlink()
+    (tmp_path / "one/tasks.json").unlink()
+    tasks.main(options(data, tmp_path / "one", "--models", "a=x", "b=y", "--seeds", "2"))
+    assert capsys.readouterr().out.startswith("8 runs, 8 of them finished\n"), "and so are the folders of the runs"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"models": {}, "linear": {}, "runs": [{"task": "qa"}]}'])
+def test_a_damaged_record(tasks, data, tmp_path, text):
+    (tmp_path / "tasks.json").write_text(text)
+    with pytest.raises(InputError, match="is no record of this benchmark"):
+        tasks.main(options(data, tmp_path, "--models", "a=x"))
+    assert (tmp_path / "tasks.json").read_text() == text
+
+
 def test_an_interrupted_benchmark_ends_its_runs(benchmark, tmp_path):
     runs = benchmark("task_runs")
     folders = [tmp_path / "slow-1", tmp_path / "slow-2"]
