@@ -6,10 +6,12 @@ import json
 import re
 import shutil
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from unbraid import cli
 from unbraid.commands import ablate, finetune, pretrain
@@ -250,6 +252,20 @@ def test_one_seed_has_no_spread_and_no_tasks_are_needed(place, tmp_path):
     assert not [line for line in table.splitlines() if line.startswith("|") and "±" in line]
     assert "minus" not in table, "there is nothing to compare with"
     assert without_minutes(output)["deberta"]["masked_loss"]["deviation"] is None
+
+
+def test_processes_side_by_side_write_the_tables_one_after_the_other(place, finished):
+    config = config_of(place, finished)
+    tasks, table = ablate.read_tasks(config), finished / "ablation.md"
+    before = table.stat().st_mtime_ns
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(finished / ".lock"):
+            waiting = pool.submit(ablate.compare, config, tasks)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1)
+            assert table.stat().st_mtime_ns == before
+        assert waiting.result(timeout=60) == table.read_text(encoding="utf-8")
+    assert table.stat().st_mtime_ns > before
 
 
 def vars_of(config: ablate.Config) -> dict:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from filelock import FileLock
 from pydantic import Field, model_validator
 
 from unbraid.commands import finetune, pretrain
@@ -350,31 +351,33 @@ def compare(config: Config, tasks: Mapping[str, finetune.Config]) -> str:
     from unbraid.files import replace_bytes, replace_text
     from unbraid.report import attention_maps, comparison, markdown_table
 
-    output, found = Path(config.output), finished(config, tasks)
-    if not found:
-        return ""
-    scores = {task: f"{task}, {_split(recipe)} {recipe.task.best_by}" for task, recipe in tasks.items()}
-    looks = {
-        name: read_attention(_folder(config, name, next(iter(runs))) / PRETRAINING) for name, runs in found.items()
-    }
-    even = next(iter(looks.values())).even
-    parts = [markdown_table(*rows_of(found, scores)) + NOTE]
-    head, differing = difference_rows(found, scores)
-    if differing:
-        parts.append(markdown_table(head, differing) + DIFFERENCE_NOTE)
-    parts.append(markdown_table(*attention_rows(found, even)) + ATTENTION_NOTE)
-    text = "\n".join(parts)
-    lines = {
-        name: (np.array(next(iter(runs.values())).steps), np.array([run.losses for run in runs.values()]))
-        for name, runs in found.items()
-    }
-    maps = {name: [(np.array(each.weights), each.tokens) for each in look.maps] for name, look in looks.items()}
-    replace_text(output / "ablation.json", json.dumps(summary(found), indent=1))
-    replace_text(output / "ablation.md", text)
-    plot = comparison(lines, "step", "masked loss on held-out text (nats)", differences(found))
-    replace_bytes(output / "ablation.png", plot)
-    replace_bytes(output / "attention.png", attention_maps(maps))
-    return text
+    output = Path(config.output)
+    with _alone(output):
+        found = finished(config, tasks)
+        if not found:
+            return ""
+        scores = {task: f"{task}, {_split(recipe)} {recipe.task.best_by}" for task, recipe in tasks.items()}
+        looks = {
+            name: read_attention(_folder(config, name, next(iter(runs))) / PRETRAINING) for name, runs in found.items()
+        }
+        even = next(iter(looks.values())).even
+        parts = [markdown_table(*rows_of(found, scores)) + NOTE]
+        head, differing = difference_rows(found, scores)
+        if differing:
+            parts.append(markdown_table(head, differing) + DIFFERENCE_NOTE)
+        parts.append(markdown_table(*attention_rows(found, even)) + ATTENTION_NOTE)
+        text = "\n".join(parts)
+        lines = {
+            name: (np.array(next(iter(runs.values())).steps), np.array([run.losses for run in runs.values()]))
+            for name, runs in found.items()
+        }
+        maps = {name: [(np.array(each.weights), each.tokens) for each in look.maps] for name, look in looks.items()}
+        replace_text(output / "ablation.json", json.dumps(summary(found), indent=1))
+        replace_text(output / "ablation.md", text)
+        plot = comparison(lines, "step", "masked loss on held-out text (nats)", differences(found))
+        replace_bytes(output / "ablation.png", plot)
+        replace_bytes(output / "attention.png", attention_maps(maps))
+        return text
 
 
 def is_pretrained(run: Path) -> bool:
@@ -397,6 +400,12 @@ def is_finished(config: Config, tasks: Iterable[str], name: str, seed: int) -> b
     folder = _folder(config, name, seed)
     pretrained = folder / PRETRAINING
     return is_pretrained(pretrained) and is_measured(pretrained) and all(is_finetuned(folder / task) for task in tasks)
+
+
+def _alone(output: Path) -> FileLock:
+    """Held while the files of all runs together are read and written: other processes may make runs beside this one."""
+    output.mkdir(parents=True, exist_ok=True)
+    return FileLock(output / ".lock")
 
 
 def _folder(config: Config, name: str, seed: int) -> Path:
@@ -447,15 +456,15 @@ def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record:
     now = {name: settled(dataclasses.asdict(part), name) for name, part in parts.items()}
     now = json.loads(json.dumps(now))
     path = Path(config.output) / "recipe.json"
-    former = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for part in now.keys() & former.keys():
-        for name in sorted(now[part].keys() | former[part].keys()):
-            value, earlier = now[part].get(name), former[part].get(name)
-            if value != earlier:
-                raise InputError(
-                    f"{config.output} holds an ablation where {name} was {earlier!r}, and here it is {value!r}: "
-                    "give another folder, or the same values to continue."
-                )
-    if record:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(former | now, indent=1))
+    with _alone(path.parent):
+        former = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for part in now.keys() & former.keys():
+            for name in sorted(now[part].keys() | former[part].keys()):
+                value, earlier = now[part].get(name), former[part].get(name)
+                if value != earlier:
+                    raise InputError(
+                        f"{config.output} holds an ablation where {name} was {earlier!r}, and here it is {value!r}: "
+                        "give another folder, or the same values to continue."
+                    )
+        if record:
+            replace_text(path, json.dumps(former | now, indent=1))
