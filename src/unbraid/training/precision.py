@@ -98,15 +98,13 @@ def _check_phase(phase: Objective, batch: Any, precision: Precision, device: tor
     pairs = zip(gradient, expected, strict=True)
     cosine = sum(torch.dot((ours / length).flatten(), (theirs / norm).flatten()).item() for ours, theirs in pairs)
     if cosine < _COSINE_BOUND:
-        raise _refusal(precision, f"the gradient points elsewhere than in float32 (cosine {cosine:.2f})")
+        raise _refusal(precision, f"the gradient's cosine with float32's is {cosine:.3f}, less than {_COSINE_BOUND}")
     return scale, loss.handed
 
 
 def _refusal(precision: Precision, fault: str) -> InputError:
     others = "bfloat16 or float32" if precision == "float16" else "float32"
-    return InputError(
-        f"this model cannot be trained in {precision}: on the first batch {fault}; set precision to {others}."
-    )
+    return InputError(f"{precision} is refused: on the first batch {fault}; set precision to {others}.")
 
 
 def _gradient(total: Tensor, parameters: list[nn.Parameter], again: bool = False) -> list[Tensor]:
