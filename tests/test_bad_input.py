@@ -272,10 +272,36 @@ def test_texts_that_are_refused(name, arguments, message, model, capsys):
     assert message in fails(capsys, "predict", model(name), *arguments)
 
 
-def test_an_output_that_cannot_be_written(model, tmp_path, capsys):
+def test_an_output_that_cannot_be_written(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     for output in (tmp_path, tmp_path / "file" / "a.jsonl"):
-        assert "cannot be written" in fails(capsys, "predict", model("classes"), "ann", "--output", output)
+        with monkeypatch.context() as patch:
+            patch.setattr("unbraid.inference.classes.Classifier.predict", refuse)  # it is told before the first answer
+            assert "cannot be written" in fails(capsys, "predict", model("classes"), "ann", "--output", output)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_submission_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    from unbraid.tasks import submissions
+
+    monkeypatch.setattr("unbraid.tasks.kinds.task_of", lambda _: None)
+    monkeypatch.setattr("unbraid.commands.predict.load", lambda _: None)
+    monkeypatch.setattr(submissions, "spelling", lambda *_: {})
+    (tmp_path / "file").write_text("")
+    arguments = ["cola", "--data", tmp_path, "--model", tmp_path, "--output", tmp_path / "file"]
+    assert "file cannot be written" in fails(capsys, "submit", *arguments)
+
+
+def test_the_answers_before_a_fault_are_kept_beside_the_output(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ann [MASK]\n" * 20_000 + b"bob\n")))
+    monkeypatch.setattr("unbraid.inference.FillMask.predict", lambda _, texts, *__, **___: refuse(texts))
+    said = fails(capsys, "predict", model("masks"), "--output", tmp_path / "a.jsonl")
+    assert said.endswith(f"What was answered before is in {tmp_path / '.a.jsonl.partial'}.\n")
+    assert (tmp_path / ".a.jsonl.partial").read_text().count("ann [MASK]") == 17873
+
+
+def test_a_text_where_the_model_belongs(capsys):
+    assert "is neither a folder nor a model" in fails(capsys, "predict", "The river flows to the [MASK]. " * 9)
 
 
 def test_a_fault_far_into_a_stream_says_how_far(model, monkeypatch, capsys):

@@ -183,7 +183,8 @@ def test_a_preset_gives_the_model_and_options_override_it():
     assert config.model.conv_kernel_size == 3
     assert config.model.hidden_size == 48
     assert config.model.num_hidden_layers == 24
-    assert cli.read_config(Config, "pretrain", ["--preset", "deberta-base", *rest]).model.model_type == "deberta"
+    for option in (["--preset", "deberta-base"], ["--preset=deberta-base"]):
+        assert cli.read_config(Config, "pretrain", [*option, *rest]).model.model_type == "deberta"
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
@@ -296,6 +297,7 @@ def test_wrong_input_is_one_sentence(capsys, tmp_path, demo):
         (["pretrain", tmp_path / "bad.toml"], "unknown key 'training.stepps'; known here: checkpoint_every,"),
         (["pretrain", tmp_path / "worse.toml"], "is not a TOML file"),
         (["pretrain", "--preset", "deberta-v9"], "there is no preset 'deberta-v9'"),
+        (["pretrain", "--preset=deberta-v9"], "there is no preset 'deberta-v9'"),
         (["predict", tmp_path / "nowhere", "hello"], "neither a folder nor a model"),
         (["predict", model, "no mask"], "no [MASK] to fill"),
         (["predict", model, "--file", tmp_path / "none.txt"], "cannot be read"),
@@ -320,6 +322,14 @@ def test_a_recipe_may_name_what_stands_without_a_name(demo, text, tmp_path, caps
     where = ["--path", text, "--output", tmp_path / "tokens"]
     run("tokenizer", ROOT / "recipes/tokenizer-unigram.toml", *where, "--vocab-size", "50")
     assert "50 tokens, unigram" in capsys.readouterr().out
+
+
+def test_texts_after_a_recipe_are_not_taken_for_more_of_its_lists(tmp_path):
+    from unbraid.commands.predict import Config
+
+    (tmp_path / "ask.toml").write_text('model = "m"\nchoices = ["Oslo", "Rome"]\n')
+    config = cli.read_config(Config, "predict", [str(tmp_path / "ask.toml"), "Where?", "When?", "--top-k", "3"])
+    assert (config.model, config.texts, config.choices, config.top_k) == ("m", ("Where?", "When?"), ("Oslo", "Rome"), 3)
 
 
 def test_a_recipe_table_where_a_value_belongs(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from unbraid import files
-from unbraid.files import replace_text, write_atomically
+from unbraid.files import replace_text, write_atomically, write_lines
 
 
 def contents(folder):
@@ -94,3 +94,31 @@ def test_a_text_file_is_replaced_or_left(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"a.json": "old"}
     replace_text(path, "né")
     assert contents(tmp_path) == {"a.json": "né"}
+
+
+def test_lines_appear_when_the_last_is_written_and_stay_beside_it_if_none_comes(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def lines():
+        yield "new"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_lines(path, lines())
+    assert contents(tmp_path) == {"a.txt": "old", ".a.txt.partial": "new\n"}
+    write_lines(path, ["né", ""])
+    assert contents(tmp_path) == {"a.txt": "né\n\n"}
+
+
+def test_lines_go_where_a_link_points_and_into_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "a.txt")
+    write_lines(tmp_path / "link", ["new"])
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a.txt").read_text() == "new\n"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_lines(tmp_path / "pipe", ["new"])
+    assert os.read(reader, 99) == b"new\n"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()

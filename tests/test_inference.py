@@ -305,6 +305,7 @@ def test_difference_counts_answers_and_gaps():
     found = difference(expected, outputs)
     assert dataclasses.astuple(found) == pytest.approx((3, 1 / 3, 0.4, (0.4 + 0.2 + 0.1) / 3))
     assert difference(expected, expected) == Difference(3, 0.0, 0.0, 0.0)
+    assert difference([torch.empty(0, 3)], [torch.empty(0, 3)]) == Difference(1, 0.0, 0.0, 0.0)  # a text without words
     # One mask of two is enough for another answer.
     masks = [torch.tensor([[0.6, 0.4], [0.4, 0.6]])], [torch.tensor([[0.6, 0.4], [0.6, 0.4]])]
     assert difference(*masks).changed == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import os
 import sys
 import typing
@@ -97,7 +98,9 @@ def read_config(config_class: type, verb: str, arguments: Sequence[str]) -> Any:
         # What stands without a name on the command line, as the model of predict does, goes before the options.
         unnamed = [recipe.pop(name) for name in _positional(config_class) if name in recipe]
         positional = [str(value) for entry in unnamed for value in (entry if isinstance(entry, list) else [entry])]
-        options = [*positional, *_options(recipe), *options[1:]]
+        given = options[1:]
+        texts = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
+        options = [*positional, *texts, *_options(recipe), *given[len(texts) :]]
     return tyro.cli(
         config_class,
         args=_with_preset(options),
@@ -163,6 +166,11 @@ def _with_preset(options: list[str]) -> list[str]:
     """Puts the fields of a ``--preset`` before the options, so that these override them."""
     from unbraid.model.config import PRESETS
 
+    options = [
+        part
+        for option in options
+        for part in (option.split("=", 1) if option.startswith("--preset=") else [option])
+    ]
     if "--preset" not in options[:-1]:
         return options
     last = len(options) - 1 - options[::-1].index("--preset")

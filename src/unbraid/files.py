@@ -40,7 +40,7 @@ def write_atomically(folder: Path | str, write: Callable[[Path], object]) -> Non
         OSError: the disk is full or cannot be written; the temporary folder is gone again.
     """
     folder = Path(folder).resolve()
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)  # mostly there is none
     partial.mkdir(parents=True)
     try:
@@ -69,7 +69,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or cannot be written; the former file is untouched.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         partial.write_bytes(content)
         sync(partial)
@@ -94,12 +94,26 @@ def sync(path: Path) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Writes lines of UTF-8 text as they come; the file appears under its name when the last is written."""
+    """Writes lines of UTF-8 text as they come; the file appears under its name when the last is written.
+
+    What stands under the name and is no file, as a pipe or a device, gets them as they come.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the former file is untouched, and what was written stands in
+            :func:`partial_of` it.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path) if path.is_file() or not path.exists() else path
     with partial.open("w", encoding="utf-8") as file:
         for line in lines:
             file.write(line + "\n")
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)
+    if partial != path:
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file or a folder is until it is whole."""
+    return path.with_name(f".{path.name}.partial")

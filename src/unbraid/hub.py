@@ -26,7 +26,7 @@ def local_folder(name: str | os.PathLike[str], patterns: Sequence[str], revision
     Raises:
         InputError: no such folder, and no such model on the hub or no way to reach it.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112, of a name too long for a folder Path.is_dir raises
         return Path(name)
     if str(name) in SHIPPED:
         return Path(str(resources.files("unbraid") / "data" / str(name)))

@@ -10,9 +10,13 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, model_validator
 
+from unbraid.errors import InputError
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig
 from unbraid.settings import settings
 from unbraid.tasks.config import DataConfig
+
+LENGTH, OVERLAP = 256, 128
+"""In tokens, where neither the model nor the task says it."""
 
 
 @settings
@@ -32,10 +36,12 @@ class Config:
     """How to read labelled examples, or the column of the text."""
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
     """What to hide of text."""
-    max_length: Annotated[int, Field(ge=3)] = 256
-    """Longest example, or row of text, in tokens."""
-    overlap: Annotated[int, Field(ge=0)] = 128
-    """Tokens that neighbouring windows share, where longer texts are read in windows."""
+    max_length: Annotated[int, Field(ge=3)] | None = None
+    """Longest example, or row of text, in tokens; default: what the model was fine-tuned with, as its recipe.json says,
+    else what is published for the task, else 256."""
+    overlap: Annotated[int, Field(ge=0)] | None = None
+    """Tokens that neighbouring windows share, where longer texts are read in windows; default: what the model was
+    fine-tuned with, else 128."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Examples, or rows of text, at a time."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -67,8 +73,7 @@ def _examples(config: Config) -> dict[str, float]:
     task = task_of(
         config.model,
         data=config.data if config.task is None else named_task(config.task).data(),
-        max_length=config.max_length,
-        overlap=config.overlap,
+        **_lengths(config),
         batch_size=config.batch_size,
     )
     model = task.head.from_pretrained(config.model)
@@ -76,6 +81,23 @@ def _examples(config: Config) -> dict[str, float]:
     examples = task.read(config.examples)
     encoded = task.encode(examples, Tokenizer.from_pretrained(config.model))
     return {"examples": len(examples), "truncated": encoded.num_truncated} | task.evaluate(model, encoded)
+
+
+def _lengths(config: Config) -> dict[str, int]:
+    """The longest example and the overlap of windows, by their names in a task."""
+    from unbraid.model.folder import model_folder
+    from unbraid.tasks.published import length_of
+
+    lengths = {"max_length": LENGTH if config.task is None else length_of(config.task), "overlap": OVERLAP}
+    recipe = model_folder(config.model) / "recipe.json"
+    if recipe.is_file():
+        try:
+            learned = json.loads(recipe.read_text(encoding="utf-8"))["task"]
+            lengths = {name: int(learned[name]) for name in lengths}
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{recipe} is no recipe of a fine-tuning; remove it.") from None
+    given = {"max_length": config.max_length, "overlap": config.overlap}
+    return lengths | {name: length for name, length in given.items() if length is not None}
 
 
 def _text(config: Config) -> dict[str, float]:
@@ -91,13 +113,14 @@ def _text(config: Config) -> dict[str, float]:
     model = DebertaForMaskedLM.from_pretrained(config.model)
     set_precision(model, config.precision)
     tokenizer = Tokenizer.from_pretrained(config.model)
-    batch_tokens = config.batch_size * config.max_length
+    max_length = config.max_length or LENGTH
+    batch_tokens = config.batch_size * max_length
     with tempfile.TemporaryDirectory() as temporary:
         text = CorpusConfig(
             path=config.examples,
             column=config.data.text,
             held_out=0,
-            sequence_length=config.max_length,
+            sequence_length=max_length,
             batch_tokens=batch_tokens,
         )
         corpus = prepare(text, tokenizer, Path(config.cache or temporary))
@@ -105,7 +128,7 @@ def _text(config: Config) -> dict[str, float]:
             corpus.train,
             tokenizer,
             config.masking,
-            sequence_length=config.max_length,
+            sequence_length=max_length,
             batch_tokens=batch_tokens,
             seed=EVALUATION_SEED,
         )

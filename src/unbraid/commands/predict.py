@@ -70,8 +70,6 @@ class Config:
 
 def run(config: Config) -> None:
     """Predicts and writes."""
-    from unbraid.files import write_lines
-
     _check(config)
     predictor = load(config)
     answers = _answers(config, predictor)
@@ -79,10 +77,26 @@ def run(config: Config) -> None:
         for lines in answers:
             print(*lines, sep="\n", flush=True)
         return
+    _write(Path(config.output), itertools.chain.from_iterable(answers))
+
+
+def _write(path: Path, answers: Iterator[str]) -> None:
+    """Writes the answers; if that ends early, it tells where those before are."""
+    from unbraid.files import partial_of, write_lines
+
     try:
-        write_lines(Path(config.output), itertools.chain.from_iterable(answers))
-    except OSError as error:
-        raise InputError(f"{config.output} cannot be written ({error}); name another file.") from None
+        write_lines(path, answers)
+    except (OSError, InputError) as error:
+        said = str(error)
+        if isinstance(error, OSError):
+            said = f"{path} cannot be written ({error}); name another file."
+        partial = partial_of(path.resolve())
+        if partial.is_file():
+            if partial.stat().st_size:
+                said += f" What was answered before is in {partial}."
+            else:
+                partial.unlink()
+        raise InputError(said) from None
 
 
 def _check(config: Config) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
+from unbraid.errors import InputError
 from unbraid.settings import settings
 
 
@@ -42,5 +43,9 @@ def run(config: Config) -> None:
     learned = task_of(config.model)
     max_length = config.max_length or length_of(config.task)
     predictor = predict.load(predict.Config(model=config.model, max_length=max_length))
-    for path in write_submission(task, predictor, learned, config.data, config.output):
+    try:
+        written = write_submission(task, predictor, learned, config.data, config.output)
+    except OSError as error:
+        raise InputError(f"{config.output} cannot be written ({error}); name another folder.") from None
+    for path in written:
         print(path)

@@ -308,6 +308,6 @@ def difference(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> Differe
             "the same tokenizer and max_length."
         )
     both = list(zip(expected, outputs, strict=True))
-    gaps = torch.stack([(ours - theirs).abs().amax() for theirs, ours in both])
+    gaps = torch.stack([(ours - theirs).abs().amax() if ours.numel() else torch.zeros(()) for theirs, ours in both])
     changed = sum(not torch.equal(theirs.argmax(-1), ours.argmax(-1)) for theirs, ours in both)
     return Difference(len(both), changed / len(both), gaps.amax().item(), gaps.mean().item())

@@ -40,8 +40,10 @@ def write_submission(
 
     Raises:
         InputError: the model does another kind of task or has other classes, or what is wrong with the data.
+        OSError: the output cannot be written.
     """
     names = spelling(task, learned)
+    Path(output).mkdir(parents=True, exist_ok=True)
     data = task.data()
     written = []
     for file, pattern in task.predicted.items():

@@ -267,6 +267,8 @@ def _text_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _checked(texts: Sequence[str], first: int = 0) -> list[str]:
+    if isinstance(texts, Iterator):
+        raise InputError("the texts are an iterator, which can be read only once; give a list of them.")
     for place, text in enumerate(texts, first):
         if not isinstance(text, str):
             raise InputError(f"Text {place} is of type {type(text).__name__}; give strings.")
