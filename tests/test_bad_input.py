@@ -272,6 +272,12 @@ def test_texts_that_are_refused(name, arguments, message, model, capsys):
     assert message in fails(capsys, "predict", model(name), *arguments)
 
 
+def test_a_file_with_a_text_without_a_mask_is_refused_before_the_first_answer(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("unbraid.inference.FillMask.predict", lambda *_, **__: pytest.fail("it was asked"))
+    (tmp_path / "a.txt").write_text("ann [MASK]\n" * 9_000 + "\n")
+    assert "text 9001 of" in fails(capsys, "predict", model("masks"), "--file", tmp_path / "a.txt")
+
+
 def test_an_output_that_cannot_be_written(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     for output in (tmp_path, tmp_path / "file" / "a.jsonl"):

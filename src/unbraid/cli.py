@@ -167,9 +167,7 @@ def _with_preset(options: list[str]) -> list[str]:
     from unbraid.model.config import PRESETS
 
     options = [
-        part
-        for option in options
-        for part in (option.split("=", 1) if option.startswith("--preset=") else [option])
+        part for option in options for part in (option.split("=", 1) if option.startswith("--preset=") else [option])
     ]
     if "--preset" not in options[:-1]:
         return options

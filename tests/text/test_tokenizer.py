@@ -233,6 +233,21 @@ def test_a_mask_takes_the_place_of_a_word(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("[MASK]").ids == [1, tokenizer.mask_id, 2]
 
 
+def test_a_mask_is_filled_and_the_rest_of_the_text_stays(tokenizer: Tokenizer) -> None:
+    text = "The queen of France,\n walked  slowly (summer)."
+    encoding = tokenizer.encode(text)
+    pieces = [piece for piece in zip(encoding.ids, encoding.offsets, strict=True) if piece[1][0] < piece[1][1]]
+    assert len(pieces) > 8
+    for index, (start, end) in pieces:
+        before, inside, after = text[:start], text[start:end], text[end:]
+        filled = tokenizer.fill(f"{before}[MASK]{after}", [index])
+        # A piece of the vocabulary that begins no word takes a space before it away.
+        assert filled in (text, before.removesuffix(" ") + inside + after), (inside, filled)
+    queen = [index for index, (start, end) in pieces if start >= 4 and end <= 9]
+    assert tokenizer.fill(f"🐍  {'[MASK]' * len(queen)} of[MASK]", [*queen, queen[0]]).startswith("🐍  queen of ")
+    assert tokenizer.fill("[MASK]  é", [tokenizer.pad_id]) == "  é"
+
+
 def test_only_the_mask_is_read_from_a_text(tokenizer: Tokenizer) -> None:
     for name in ("[PAD]", "[CLS]", "[SEP]", "<s>", "[UNK]", "[mask]"):
         for text in (name, f"the {name} king", f"the{name}"):

@@ -237,16 +237,16 @@ def _classified(output: Path, scores: Scores) -> Section:
         read_examples(str(DATA / f"reviews.{split}.jsonl.gz"), DataConfig(), kind="classification")
         for split in ("train", "test")
     )
-    words = _bag_of_words(train, test)
+    accuracy = scores[MODEL]["test"]["accuracy"]
     return _compared(
         output,
         "reviews",
         scores,
         "Fine-tuning: is the review positive?",
         "words and pairs of words, counted (TF-IDF, logistic regression)",
-        words,
+        _bag_of_words(train, test),
         f"{len(test):,} test sentences; one standard error of an accuracy is about "
-        f"{(words * (1 - words) / len(test)) ** 0.5:.1%}.",
+        f"{(accuracy * (1 - accuracy) / len(test)) ** 0.5:.1%}.",
     )
 
 

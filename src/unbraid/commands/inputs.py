@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from unbraid.errors import InputError
-from unbraid.inference import Predictor
+from unbraid.inference import FillMask, Predictor
 from unbraid.inference.answers import QuestionAnswerer
 from unbraid.inference.choices import Choices, MultipleChooser
-from unbraid.inference.entities import Cloze, EntityChooser
+from unbraid.inference.entities import PLACEHOLDER, Cloze, EntityChooser
 from unbraid.inference.spans import Marked, SpanClassifier
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.entity_choice import cloze_of
@@ -93,10 +93,20 @@ def total(config: Config, predictor: Predictor) -> int | None:
     """How many texts there are; None of a stream. A file is read through, so that its faults are told at once."""
     if not config.texts and (config.file is None or not Path(config.file).is_file()):
         return None
-    count = sum(1 for _ in _given(config, predictor))
+    marker, count = _marker(predictor), 0
+    for count, each in enumerate(_given(config, predictor), 1):
+        if config.file is not None and marker is not None and marker not in each.text:
+            raise InputError(f"text {count} of {config.file} has no {marker}; put one where something is missing.")
     if not count:
         raise InputError(f"{config.file} has no texts.")
     return count
+
+
+def _marker(predictor: Predictor) -> str | None:
+    """What each text must have, for a model that fills its place."""
+    if isinstance(predictor, FillMask):
+        return predictor.tokenizer.token(predictor.tokenizer.mask_id)
+    return PLACEHOLDER if isinstance(predictor, EntityChooser) else None
 
 
 def _given(config: Config, predictor: Predictor) -> Iterator[Input]:

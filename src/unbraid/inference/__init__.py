@@ -35,11 +35,11 @@ class Filled(TypedDict):
     """A text with its masks filled."""
 
     text: str
-    """The text with the most probable token at every mask, each chosen on its own."""
+    """The untouched text with the most probable token at every mask, each chosen on its own."""
     masks: list[list[Candidate]]
     """For every mask, in order, its most probable tokens."""
     truncated: bool
-    """Whether the text was longer than the model reads, and lost its end."""
+    """Whether the text was longer than the model reads, and its end was not read."""
 
 
 class Predictor:
@@ -221,8 +221,8 @@ class FillMask(Predictor):
         encodings = self.encode(texts, pairs)
         best = self.map(lambda batch: [each.topk(top_k) for each in self.read(batch)], encodings)
         return [
-            self._filled(encoding, each.indices.tolist(), each.values.tolist())
-            for encoding, each in zip(encodings, best, strict=True)
+            self._filled(text, encoding, each.indices.tolist(), each.values.tolist())
+            for text, encoding, each in zip(texts, encodings, best, strict=True)
         ]
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
@@ -252,10 +252,11 @@ class FillMask(Predictor):
         masks = batch.packing.sequence_ids[masked].bincount(minlength=batch.packing.batch_size)
         return probabilities.split(masks.tolist())
 
-    def _filled(self, encoding: Encoding, tokens: list[list[int]], probabilities: list[list[float]]) -> Filled:
+    def _filled(
+        self, text: str, encoding: Encoding, tokens: list[list[int]], probabilities: list[list[float]]
+    ) -> Filled:
         """Puts the best of the candidates of each mask into the text."""
-        best = iter(tokens)
-        ids = [next(best)[0] if token == self.tokenizer.mask_id else token for token in encoding.ids]
+        filled = self.tokenizer.fill(text, [candidates[0] for candidates in tokens])
         masks: list[list[Candidate]] = [
             [
                 {"token": self.tokenizer.token(token), "probability": probability}
@@ -263,7 +264,7 @@ class FillMask(Predictor):
             ]
             for mask in zip(tokens, probabilities, strict=True)
         ]
-        return {"text": self.tokenizer.decode(ids), "masks": masks, "truncated": encoding.truncated}
+        return {"text": filled, "masks": masks, "truncated": encoding.truncated}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -180,6 +180,26 @@ class Tokenizer:
                     text += " " * bool(own_space) + self.token(index)
         return text
 
+    def fill(self, text: str, ids: Iterable[int]) -> str:
+        """A text with a token in the place of each ``[MASK]``; the rest stays as it is.
+
+        A token that begins a word stands behind white space, any other directly behind what is before it.
+
+        Args:
+            text: with M masks.
+            ids: M tokens; [PAD], [CLS] and [SEP] leave nothing.
+        """
+        mask = self.token(self.mask_id)
+        filled, *rest = text.split(mask)
+        for index, after in zip(ids, rest, strict=True):
+            token = self.decode([self.mask_id, index]).removeprefix(mask)
+            if not token.startswith(" "):
+                filled = filled.removesuffix(" ")
+            elif not filled or filled[-1].isspace():
+                token = token[1:]
+            filled += token + after
+        return filled
+
     def _is_plain(self, index: int) -> bool:
         return index in self._engine.pieces and index not in self._apart
 
