@@ -86,9 +86,11 @@ def test_the_demo_writes_its_report(demo):
 def test_the_demo_run_again_changes_nothing(demo):
     before = (demo / "pretraining/model/model.safetensors").read_bytes()
     lines = (demo / "pretraining/metrics.jsonl").read_text()
+    (minutes,) = re.findall(r"learned in [\d.]+ minutes", (demo / "report.html").read_text(encoding="utf-8"))
     run("demo", "--output", demo, "--steps", "2", "--epochs", "0.02")
     assert (demo / "pretraining/model/model.safetensors").read_bytes() == before
     assert (demo / "pretraining/metrics.jsonl").read_text() == lines
+    assert minutes in (demo / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("kind", "size"), [("unigram", 60), ("bpe", 270)])

@@ -85,9 +85,8 @@ def run(config: Config) -> None:
         )
         if not scores[task][start]:
             return
-    minutes = (time.monotonic() - began) / 60
-    write(output, pretraining, scores, minutes)
-    print(f"{output / 'report.html'}: the report, after {minutes:.1f} minutes")
+    write(output, pretraining, scores)
+    print(f"{output / 'report.html'}: the report, after {(time.monotonic() - began) / 60:.1f} minutes")
 
 
 def write_untrained(folder: Path) -> None:
@@ -102,15 +101,17 @@ def write_untrained(folder: Path) -> None:
     Tokenizer.from_pretrained(MODEL).save_pretrained(folder)
 
 
-def write(output: Path, pretraining: pretrain.Config, scores: dict[str, Scores], minutes: float) -> None:
+def write(output: Path, pretraining: pretrain.Config, scores: dict[str, Scores]) -> None:
     """Writes the report of what stands in the output folder."""
     import torch
 
-    from unbraid.report import write_report
+    from unbraid.report import read_metrics, write_report
 
+    runs = [_folder(output, task, start) for task, by_start in scores.items() for start in by_start]
+    seconds = sum(read_metrics(run, "train")["elapsed_s"][-1] for run in (Path(pretraining.output), *runs))
     introduction = (
         f"{MODEL} is a DeBERTa of a few million weights that comes with the package. Everything else on this page was "
-        f"computed in {minutes:.1f} minutes on {os.cpu_count()} cores ({platform.machine()}, PyTorch "
+        f"learned in {seconds / 60:.1f} minutes on {os.cpu_count()} cores ({platform.machine()}, PyTorch "
         f"{torch.__version__}) by `unbraid demo`, without a network."
     )
     sections = [
