@@ -266,6 +266,7 @@ def test_files_that_are_refused(name, content, options, message, model, tmp_path
         ("masks", ["ann " * 99 + "[MASK]"], "beyond the 64 tokens that the model reads"),
         ("choices", ["where?"], "give two or more"),
         ("classes", ["ann", "--file", "a.csv"], "on the command line and as a file"),
+        ("classes", ["ann", "--text-column", "text"], "texts on the command line have no columns"),
     ],
 )
 def test_texts_that_are_refused(name, arguments, message, model, capsys):
@@ -276,6 +277,14 @@ def test_a_file_with_a_text_without_a_mask_is_refused_before_the_first_answer(mo
     monkeypatch.setattr("unbraid.inference.FillMask.predict", lambda *_, **__: pytest.fail("it was asked"))
     (tmp_path / "a.txt").write_text("ann [MASK]\n" * 9_000 + "\n")
     assert "text 9001 of" in fails(capsys, "predict", model("masks"), "--file", tmp_path / "a.txt")
+
+
+def test_options_that_would_do_nothing_are_refused(model, tmp_path, capsys):
+    (tmp_path / "a.TXT").write_text("ann\n")
+    assert "predicts masked words" in fails(capsys, "evaluate", model("masks"), tmp_path / "a.TXT", "--task", "cola")
+    (tmp_path / "a.csv").write_text("question,choice1,choice2\nwhere?,here,there\n")
+    columns = ["--file", tmp_path / "a.csv", "--choices", "here"]
+    assert "leave --choices out" in fails(capsys, "predict", model("choices"), *columns)
 
 
 def test_an_output_that_cannot_be_written(model, tmp_path, capsys, monkeypatch):

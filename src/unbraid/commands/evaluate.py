@@ -60,8 +60,10 @@ def run(config: Config) -> None:
     """Measures and prints."""
     from unbraid.model.folder import has_masked_language_model
 
-    scores = _text(config) if has_masked_language_model(config.model) else _examples(config)
-    print(json.dumps(scores))
+    has_mlm = has_masked_language_model(config.model)
+    if has_mlm and config.task is not None:
+        raise InputError(f"{config.model} predicts masked words of any text; leave task out, or give another model.")
+    print(json.dumps(_text(config) if has_mlm else _examples(config)))
 
 
 def _examples(config: Config) -> dict[str, float]:

@@ -58,7 +58,7 @@ class Input(NamedTuple):
 
 def is_text(path: str) -> bool:
     """Whether a file has a text a line, rather than columns."""
-    return path.removesuffix(".gz").endswith(".txt")
+    return path.lower().removesuffix(".gz").endswith(".txt")
 
 
 def chunks(config: Config, predictor: Predictor) -> Iterator[list[Input]]:
@@ -119,6 +119,8 @@ def _given(config: Config, predictor: Predictor) -> Iterator[Input]:
         for line in read_lines(Path(config.file)):
             yield Input(line.removesuffix("\n").removesuffix("\r"), None, choices)
     elif config.file is not None:
+        if config.choices:
+            raise InputError("a table has choices in its columns, which --choices-columns names; leave --choices out.")
         yield from _table(config, config.file, predictor)
 
 

@@ -107,8 +107,11 @@ def _check(config: Config) -> None:
     if config.pair and len(config.pair) != len(config.texts):
         raise InputError(f"there are {len(config.texts)} texts but {len(config.pair)} second texts; give one each.")
     as_rows = config.text_column is not None or config.words_column is not None
+    columns = as_rows or config.pair_column is not None or config.choices_columns is not None
+    if config.texts and columns:
+        raise InputError("texts on the command line have no columns; leave these options out, or give a table.")
     lines = is_text(config.file) if config.file is not None else not config.texts and not as_rows
-    if lines and (as_rows or config.pair_column is not None or config.choices_columns is not None):
+    if columns and lines:
         raise InputError(
             "a line of text has no columns; give a table, or name --text-column too and give JSON objects on standard "
             "input."
