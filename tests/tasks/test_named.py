@@ -16,11 +16,11 @@ import torch
 from unbraid import cli
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
-from unbraid.model.pretrained import Deberta, DebertaForSequenceClassification
+from unbraid.model.pretrained import Deberta, DebertaForQuestionAnswering, DebertaForSequenceClassification
 from unbraid.tasks.config import DataConfig, TaskConfig
 from unbraid.tasks.named import TASKS, task_name
 from unbraid.tasks.sources import sources_of
-from unbraid.text.tokenizer import train_tokenizer
+from unbraid.text.tokenizer import Tokenizer, train_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TRAINED = [name for name, task in TASKS.items() if task.train is not None]
@@ -220,6 +220,37 @@ def test_submit_squad(name, ids, finetuned, tmp_path, capsys):
     context = "Ada owns the mill. It was built in 1871 by her uncle Cid."
     assert answers.keys() == ids
     assert all(answer in context for answer in answers.values())
+
+
+def test_a_submission_gives_up_the_answers_that_evaluation_does(finetuned, tmp_path, capsys):
+    """A model without a threshold that is for no answer on the dev questions, and one whose threshold gives up all."""
+    best = tmp_path / "best"
+    shutil.copytree(finetuned("squad1.1") / "best", best)
+    model = DebertaForQuestionAnswering.from_pretrained(best).eval()
+    encoding = Tokenizer.from_pretrained(best).encode("Who burned it?", "Ada owns the mill. It was built in 1871.")
+    with torch.no_grad():
+        ids, segments = torch.tensor([encoding.ids]), torch.tensor([encoding.segments])
+        states = model.deberta(ids, token_type_ids=segments).last_hidden_state[0]
+        model.spans.weight.copy_((states[0] - states[1:].mean(0)).expand(2, -1))
+    model.save_pretrained(best)
+
+    def answers(name: str) -> list[str]:
+        run(capsys, "submit", name, "--model", best, "--data", FIXTURES / name, "--output", tmp_path / "out")
+        return list(json.loads((tmp_path / "out/predictions.json").read_text()).values())
+
+    def unanswered(name: str) -> float:
+        (line,) = run(capsys, "evaluate", best, FIXTURES / name / f"dev-v{name[5:]}.json", "--task", name)
+        return json.loads(line).get("no_answer_exact", 0.0)
+
+    asked = ["Who burned it?", "--pair", "Ada owns the mill. It was built in 1871."]
+    assert json.loads(run(capsys, "predict", best, *asked)[0])["answer"]
+    assert (answers("squad2.0"), unanswered("squad2.0")) == (["", ""], 1.0)
+    (best / "no_answer.json").write_text('{"threshold": 1e9}')
+    assert all(answers("squad2.0"))
+    assert unanswered("squad2.0") == 0.0
+    (best / "no_answer.json").write_text('{"threshold": -1e9}')
+    assert answers("squad2.0") == ["", ""]
+    assert all(answers("squad1.1"))
 
 
 def test_submit_conll(finetuned, tmp_path, capsys):
