@@ -18,6 +18,7 @@ from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import Deberta, DebertaForQuestionAnswering, DebertaForSequenceClassification
 from unbraid.tasks.config import DataConfig, TaskConfig
+from unbraid.tasks.kinds import read_splits
 from unbraid.tasks.named import TASKS, task_name
 from unbraid.tasks.sources import sources_of
 from unbraid.text.tokenizer import Tokenizer, train_tokenizer
@@ -314,6 +315,20 @@ def test_what_cannot_be_finetuned(model, tmp_path, capsys):
     assert "the sizes are base, large" in fails(capsys, "finetune", "cola/huge", *rest)
     both = ["--data", FIXTURES / "cola", "--task.data.dataset", "x"]
     assert "give one of them" in fails(capsys, "finetune", "cola", *rest, *both)
+    alone = ["--task.train", FIXTURES / "cola/train.tsv"]
+    for task in ("cola", "recipes/finetune-classification.toml"):
+        error = fails(capsys, "finetune", task, *rest, *alone)
+        assert error == "unbraid: there is nothing to choose the best checkpoint by: give task.dev, or folds.\n"
+
+
+@pytest.mark.parametrize("files", [{"name": "cola", "folder": str(FIXTURES / "cola")}, {"train": "no/such.tsv"}])
+def test_a_metric_of_groups_without_groups_is_told_before_anything_is_read(files, monkeypatch):
+    monkeypatch.setattr("unbraid.tasks.classification.Classification.read", None)
+    with pytest.raises(InputError, match=r"give data.group, or another metric"):
+        read_splits(TaskConfig(kind="classification", metric="exact", **files))
+    grouped = TaskConfig(name="multirc", kind="classification", metric="exact", folder=str(FIXTURES / "multirc"))
+    with pytest.raises(TypeError, match="not callable"):
+        read_splits(grouped)
 
 
 def test_names_are_found_in_any_spelling():

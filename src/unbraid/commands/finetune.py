@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from unbraid.errors import InputError
 from unbraid.settings import settings
 from unbraid.tasks.config import LoraConfig, SiftConfig, TaskConfig
 from unbraid.tasks.published import recipe
@@ -63,8 +64,6 @@ class Config:
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.folds is None and self.task.name is None and self.task.dev is None:
-            raise ValueError("there is nothing to choose the best checkpoint by: give task.dev, or folds.")
         if self.folds is not None and self.task.dev is not None:
             raise ValueError("folds take the dev examples from the training examples: leave task.dev out.")
         if self.folds is not None and self.seeds is not None:
@@ -89,8 +88,11 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     """
     from unbraid.commands.trial import finetune
     from unbraid.tasks.kinds import read_splits
+    from unbraid.tasks.sources import sources_of
     from unbraid.text.tokenizer import Tokenizer
 
+    if config.folds is None and sources_of(config.task).dev is None:
+        raise InputError("there is nothing to choose the best checkpoint by: give task.dev, or folds.")
     ends = None if config.training.max_minutes is None else time.monotonic() + 60 * config.training.max_minutes
     splits = read_splits(config.task)
     tokenizer = Tokenizer.from_pretrained(config.model)

@@ -151,8 +151,6 @@ class TaskConfig:
             raise ValueError("folder holds the files of a named task: give its name too, as in unbraid finetune cola.")
         if self.name is None and self.train is None:
             raise ValueError("there is nothing to learn from: give train, or a named task as in unbraid finetune cola.")
-        if self.kind == "classification" and self.metric == "exact" and self.data.group is None and self.name is None:
-            raise ValueError("exact is the share of groups that are wholly right: give data.group.")
         if self.class_weights is not None and self.kind not in ("classification", "token-classification"):
             raise ValueError(f"class_weights are for classification and token-classification, not for {self.kind}.")
         if self.labels is not None:
