@@ -1,7 +1,8 @@
 """The original files of the papers' tasks, as rows whose columns have one set of names.
 
 These are text, pair, label, span1, span2, question, context, answers, choices, entities and words, as the kinds of
-tasks read them; id, which prediction files call an example by; and group, which joins the answers to one question.
+tasks read them; sentences, the numbers of words that words fall into; id, which prediction files call an example by;
+and group, which joins the answers to one question.
 Rows of test files without labels have no label. A reader knows one format, and nothing of kinds, models or tokenizers.
 """
 
