@@ -75,7 +75,7 @@ def test_lists_in_a_table_are_json(tmp_path):
 
 
 def test_stretches_of_a_text_become_labels_of_its_words(tmp_path, caplog):
-    spans = [{"start": 12, "end": 20, "label": "LOC"}, {"start": 0, "end": 3, "label": "PER", "id": 7}]
+    spans = [{"start": 11, "end": 20, "label": "LOC"}, {"start": 0, "end": 4, "label": "PER", "id": 7}]
     rows = [
         {"text": "Ann met  in New York, twice", "label": spans},
         {"text": "Oslobound", "label": [{"start": 0, "end": 4, "label": "LOC"}]},

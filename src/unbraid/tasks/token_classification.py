@@ -217,7 +217,7 @@ class TokenClassification(Task[LabelledSentence, TokenRows]):
             if not inside or any(labels[word] != "O" for word in inside):
                 fault = "overlaps another" if inside else "holds no word"
                 raise InputError(f"{row.place}: the entity at characters {start} to {end} {fault}; mend or drop it.")
-            widened += (sentence.words[inside[0]][0], sentence.words[inside[-1]][1]) != (start, end)
+            widened += sentence.words[inside[0]][0] < start or end < sentence.words[inside[-1]][1]
             labels[inside[0]] = f"B-{name}"
             for word in inside[1:]:
                 labels[word] = f"I-{name}"
