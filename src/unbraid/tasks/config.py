@@ -91,8 +91,9 @@ class DataConfig:
     """Column of the stretches [start, end) of the context that an entity choice chooses from, in characters; its
     question has @placeholder where the entity is missing, and its answers are a list of right texts."""
     group: str | None = None
-    """Column that says which examples of a classification are judged together, as the answers to a question of MultiRC;
-    the metric exact is the share of groups that are wholly right."""
+    """Column that says which examples belong together, as the questions about one text: folds never part them. In a
+    classification they are also judged together, as the answers to a question of MultiRC: the metric exact is the share
+    of groups that are wholly right."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

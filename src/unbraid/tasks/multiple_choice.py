@@ -20,7 +20,7 @@ from unbraid.objective import Loss
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row
-from unbraid.tasks.sources import read_rows
+from unbraid.tasks.sources import group_of, read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
 from unbraid.text.encoding import Encoding
@@ -39,11 +39,13 @@ class ChoiceExample:
         asked: the question and its choices.
         context: the text that the question is about, or None.
         label: the place of the right choice, from 0.
+        group: what it belongs together with in folds, or None.
     """
 
     asked: Choices
     context: str | None
     label: int
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +138,8 @@ class MultipleChoice(Task[ChoiceExample, ChoiceRows]):
                 raise InputError(
                     f"{row.place}: some questions have a context and some have none; give all one or none."
                 )
-            examples.append(ChoiceExample(asked, context, _place(row, self.data.label, len(asked.choices))))
+            label = _place(row, self.data.label, len(asked.choices))
+            examples.append(ChoiceExample(asked, context, label, group_of(row, self.data)))
         return examples
 
     def encode(self, examples: Sequence[ChoiceExample], tokenizer: Tokenizer) -> ChoiceRows:

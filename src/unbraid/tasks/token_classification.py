@@ -26,7 +26,7 @@ from unbraid.objective import IGNORED, Loss
 from unbraid.tasks.labels import check_label, training_labels
 from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row
-from unbraid.tasks.sources import read_rows
+from unbraid.tasks.sources import group_of, read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
 from unbraid.text.tokenizer import Tokenizer
@@ -45,12 +45,14 @@ class LabelledSentence:
         labels: as many as words.
         breaks: the words, counted from 0, that begin the second sentence of a document and those after it.
         widened: how many stretches began or ended within a word and stand for the whole of it now.
+        group: what it belongs together with in folds, or None.
     """
 
     sentence: Sentence
     labels: tuple[str, ...]
     breaks: tuple[int, ...] = ()
     widened: int = 0
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +208,8 @@ class TokenClassification(Task[LabelledSentence, TokenRows]):
         if len(words) != len(labels):
             raise InputError(f"{row.place}: there are {len(words)} words but {len(labels)} labels; give one a word.")
         lengths = [] if self.data.format is None else row.items("sentences")
-        return LabelledSentence(Sentence.of(words), tuple(labels), tuple(itertools.accumulate(lengths[:-1])))
+        breaks = tuple(itertools.accumulate(lengths[:-1]))
+        return LabelledSentence(Sentence.of(words), tuple(labels), breaks, group=group_of(row, self.data))
 
     def _of_text(self, row: Row) -> LabelledSentence:
         sentence = Sentence.of(row.text(self.data.text))
@@ -221,7 +224,7 @@ class TokenClassification(Task[LabelledSentence, TokenRows]):
             labels[inside[0]] = f"B-{name}"
             for word in inside[1:]:
                 labels[word] = f"I-{name}"
-        return LabelledSentence(sentence, tuple(labels), widened=widened)
+        return LabelledSentence(sentence, tuple(labels), widened=widened, group=group_of(row, self.data))
 
 
 def _stretch(entry: Any, length: int, place: str) -> tuple[int, int, str]:
