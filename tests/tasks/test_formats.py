@@ -211,6 +211,30 @@ def test_the_nearest_place_of_a_phrase_counts(tmp_path, phrase, word, span):
     assert tuple(row.cells["span1"]) == span
 
 
+@pytest.mark.parametrize(
+    ("phrase", "found"),
+    [
+        ("the old man", "The old\n man"),  # a line break
+        (" the  old man ", "The old\n man"),
+        ("the old man.", "The old\n man"),  # a full stop that the text does not have there
+        ('Mr. Lee,"', "Mr. Lee"),
+        ("the vase.", "the vase."),  # one that it has
+        ("old m.", None),
+        ('."', None),
+        (" ", None),
+    ],
+)
+def test_white_space_and_a_last_mark_do_not_hide_a_phrase(tmp_path, phrase, found):
+    text = "The old\n man gave Mr. Lee the vase, for she loved the vase."
+    source = write(tmp_path / "a.jsonl", wsc(text, phrase, 0))
+    if found is None:
+        with pytest.raises(InputError, match="does not stand in the text"):
+            list(read_format(source, "wsc"))
+    else:
+        (row,) = read_format(source, "wsc")
+        assert text[slice(*row.cells["span1"])] == found
+
+
 def test_conll_reads_documents_in_bio():
     rows = cells("conll2003/eng.testb", "conll2003")
     assert [row["sentences"] for row in rows] == [[6, 6], [6]]
