@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,14 @@ def test_xnli_has_all_its_languages_or_one():
     assert [row["label"] for row in rows][:3] == ["entailment", "contradiction", "neutral"]
     with pytest.raises(InputError, match="has no examples"):
         list(read_rows(str(FIXTURES / "xnli/XNLI-1.0/xnli.test.tsv#la"), DataConfig(format="xnli")))
+
+
+def test_a_number_sign_in_the_name_of_a_folder_is_no_language(tmp_path):
+    source = tmp_path / "run #3#b/xnli.test.tsv"
+    source.parent.mkdir()
+    shutil.copy(FIXTURES / "xnli/XNLI-1.0/xnli.test.tsv", source)
+    assert len(list(read_format(str(source), "xnli"))) == 30
+    assert [row.cells["language"] for row in read_format(f"{source}#de", "xnli")] == ["de", "de"]
 
 
 def test_a_folder_may_have_any_name(tmp_path):

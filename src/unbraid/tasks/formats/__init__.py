@@ -9,6 +9,7 @@ Rows of test files without labels have no label. A reader knows one format, and 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,9 @@ def read_format(source: str, form: Format) -> Iterator[Row]:
     Raises:
         InputError: no such file, or what is wrong with it, and where.
     """
-    pattern, _, language = source.partition("#") if form == "xnli" else (source, "", "")
+    pattern, language = source, ""
+    if form == "xnli" and (named := re.fullmatch("(.+)#([a-z]+)", source)):
+        pattern, language = named.groups()
     paths = _files(Path(pattern))
     if not paths:
         raise InputError(f"there is no file {pattern}; give the folder that the files of {form} were unpacked to.")
