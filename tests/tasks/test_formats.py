@@ -297,6 +297,7 @@ PASSAGE = '{"idx": 0, "passage": {"text": "a", "questions": [{"question": "b", "
         ("cola", "sentence\tlabel\na\t1\n", "line 1: there are 2 cells, but CoLA"),
         ("cola", "index\tsentence\n0\n", "line 2: there are 1 cells but 2 columns"),
         ("sst-2", "sentence\tlabel\na\t1\tb\n", "line 2: there are 3 cells but 2 columns"),
+        ("qqp", "id\tquestion1\tquestion2\n0\ta\tb\n1\ta\tb\tc\n", "line 3: there are 4 cells but 3 columns"),
         ("mnli", "index\tsentence1\n0\ta\n", "line 2: there is no column 'sentence2', only index, sentence1; see"),
         ("rte", "sentence1\tsentence2\tlabel\n\n", "has no examples"),
         ("boolq", '{"passage": "a"}', "line 1: there is no column 'question', only passage; see to it"),
