@@ -14,6 +14,9 @@ import torch
 from unbraid import cli
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import Deberta
+from unbraid.tasks import kinds
+from unbraid.tasks.config import DataConfig
+from unbraid.tasks.folds import split
 from unbraid.text.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -186,6 +189,20 @@ def test_finetune_and_evaluate(name, finetuned, capsys):
     assert again.pop("examples") == 18
     assert again.pop("truncated") == 0
     assert again == pytest.approx(scores["dev"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_folds_never_part_a_group(name, tmp_path):
+    kind, rows, columns, _ = KINDS[name]
+    authors = [f"author {number % 4}" for number in range(9)]
+    table = [{**row, "author": author} for row, author in zip(rows(), authors, strict=True)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
+    named = dict(column.split("=") for column in columns if "=" in column)
+    data = DataConfig(group="author", unanswerable="unanswerable" in columns, **named)
+    examples = kinds.KINDS[kind](data=data).read(str(tmp_path / "data.jsonl"))
+    assert [example.group for example in examples] == authors
+    for train, dev in split(examples, 3, seed=0):
+        assert not {authors[index] for index in train} & {authors[index] for index in dev}
 
 
 @pytest.mark.parametrize("name", ["words", "text"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import statistics
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from unbraid import cli
 from unbraid.commands import finetune, trial
+from unbraid.files import replace_bytes
 from unbraid.inference.classes import Classifier
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import Deberta, DebertaForSequenceClassification
@@ -157,6 +159,26 @@ def test_killed_between_two_runs_it_continues(place, seeds, tmp_path, monkeypatc
     ]
     ours, theirs = files(tmp_path / "run"), files(seeds)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ["seed-1/best/README.md", "seed-5/results.json", "results.json"])
+def test_on_a_full_disk_the_results_wait_for_the_same_command(place, seeds, tmp_path, monkeypatch, capsys, name):
+    def full(path: Path, content: bytes) -> None:
+        if path == tmp_path / "run" / name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_bytes(path, content)
+
+    options = ["--seeds", 1, 5, "--task.test", place / "data.jsonl"]
+    with monkeypatch.context() as patched:
+        patched.setattr("unbraid.files.replace_bytes", full)
+        with pytest.raises(SystemExit) as stopped:
+            run(place, tmp_path / "run", *options)
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"unbraid: cannot write {tmp_path / 'run' / name} ([Errno 28] No space left on device); ")
+    assert told.endswith("run the same command again to continue.")
+    run(place, tmp_path / "run", *options)
+    assert files(tmp_path / "run") == files(seeds)
 
 
 def test_all_runs_share_the_minutes(place, tmp_path):

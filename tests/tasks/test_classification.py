@@ -247,6 +247,8 @@ def test_several_labels_are_ones_and_zeros():
     assert data.labels.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     with pytest.raises(InputError, match=r"train.jsonl has only the label c; it takes two"):
         MultiLabel().labelled(SEVERAL[1:], "train.jsonl")
+    with pytest.raises(InputError, match=r"train.jsonl has no label; it takes two"):
+        MultiLabel().labelled(SEVERAL[1:2], "train.jsonl")
 
 
 def test_the_loss_of_several_labels_is_that_of_the_model():

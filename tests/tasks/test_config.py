@@ -52,7 +52,6 @@ def test_the_best_checkpoint_has_a_metric(kind, metric, best_by):
         ({"data": {"texts": "sentence"}}, "texts"),
         ({"data": {"dataset": "a/b", "format": "cola"}}, "give one of them"),
         ({"data": {"format": "glue"}}, "format"),
-        ({"metric": "exact"}, "give data.group"),
         ({"folder": "glue/CoLA"}, "give its name too"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,30 @@ def test_the_nearest_place_of_a_phrase_counts(tmp_path, phrase, word, span):
     assert tuple(row.cells["span1"]) == span
 
 
+@pytest.mark.parametrize(
+    ("phrase", "found"),
+    [
+        ("the old man", "The old\n man"),  # a line break
+        (" the  old man ", "The old\n man"),
+        ("the old man.", "The old\n man"),  # a full stop that the text does not have there
+        ('Mr. Lee,"', "Mr. Lee"),
+        ("the vase.", "the vase."),  # one that it has
+        ("old m.", None),
+        ('."', None),
+        (" ", None),
+    ],
+)
+def test_white_space_and_a_last_mark_do_not_hide_a_phrase(tmp_path, phrase, found):
+    text = "The old\n man gave Mr. Lee the vase, for she loved the vase."
+    source = write(tmp_path / "a.jsonl", wsc(text, phrase, 0))
+    if found is None:
+        with pytest.raises(InputError, match="does not stand in the text"):
+            list(read_format(source, "wsc"))
+    else:
+        (row,) = read_format(source, "wsc")
+        assert text[slice(*row.cells["span1"])] == found
+
+
 def test_conll_reads_documents_in_bio():
     rows = cells("conll2003/eng.testb", "conll2003")
     assert [row["sentences"] for row in rows] == [[6, 6], [6]]
@@ -247,6 +272,14 @@ def test_xnli_has_all_its_languages_or_one():
         list(read_rows(str(FIXTURES / "xnli/XNLI-1.0/xnli.test.tsv#la"), DataConfig(format="xnli")))
 
 
+def test_a_number_sign_in_the_name_of_a_folder_is_no_language(tmp_path):
+    source = tmp_path / "run #3#b/xnli.test.tsv"
+    source.parent.mkdir()
+    shutil.copy(FIXTURES / "xnli/XNLI-1.0/xnli.test.tsv", source)
+    assert len(list(read_format(str(source), "xnli"))) == 30
+    assert [row.cells["language"] for row in read_format(f"{source}#de", "xnli")] == ["de", "de"]
+
+
 def test_a_folder_may_have_any_name(tmp_path):
     folder = tmp_path / "a [b] ?"
     for number in (1, 2):
@@ -264,6 +297,7 @@ PASSAGE = '{"idx": 0, "passage": {"text": "a", "questions": [{"question": "b", "
         ("cola", "sentence\tlabel\na\t1\n", "line 1: there are 2 cells, but CoLA"),
         ("cola", "index\tsentence\n0\n", "line 2: there are 1 cells but 2 columns"),
         ("sst-2", "sentence\tlabel\na\t1\tb\n", "line 2: there are 3 cells but 2 columns"),
+        ("qqp", "id\tquestion1\tquestion2\n0\ta\tb\n1\ta\tb\tc\n", "line 3: there are 4 cells but 3 columns"),
         ("mnli", "index\tsentence1\n0\ta\n", "line 2: there is no column 'sentence2', only index, sentence1; see"),
         ("rte", "sentence1\tsentence2\tlabel\n\n", "has no examples"),
         ("boolq", '{"passage": "a"}', "line 1: there is no column 'question', only passage; see to it"),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -184,6 +185,16 @@ def test_what_is_cut_is_said(tokenizer, caplog):
     predictions = chooser.predict([each.asked for each in EXAMPLES], [str(each.context) for each in EXAMPLES])
     assert [each["truncated"] for each in predictions] == cut
     assert data.lengths.max() <= 14 * 4
+
+
+def test_what_is_kept_of_a_token_is_its_id_and_its_segment(tokenizer):
+    examples = [ChoiceExample(Choices("where?", ("York", "in Oslo")), "Ann met Bob in York. " * 40, 0)] * 20
+    tracemalloc.start()
+    data = MultipleChoice().encode(examples, tokenizer)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert data.lengths.sum() == 20 * 2 * 256
+    assert kept < 8 * data.lengths.sum()  # 5 bytes, and what an array has beside its numbers
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ import torch
 from unbraid import cli
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
-from unbraid.model.pretrained import Deberta, DebertaForSequenceClassification
+from unbraid.model.pretrained import Deberta, DebertaForQuestionAnswering, DebertaForSequenceClassification
 from unbraid.tasks.config import DataConfig, TaskConfig
+from unbraid.tasks.kinds import read_splits
 from unbraid.tasks.named import TASKS, task_name
 from unbraid.tasks.sources import sources_of
-from unbraid.text.tokenizer import train_tokenizer
+from unbraid.text.tokenizer import Tokenizer, train_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TRAINED = [name for name, task in TASKS.items() if task.train is not None]
@@ -222,6 +223,37 @@ def test_submit_squad(name, ids, finetuned, tmp_path, capsys):
     assert all(answer in context for answer in answers.values())
 
 
+def test_a_submission_gives_up_the_answers_that_evaluation_does(finetuned, tmp_path, capsys):
+    """A model without a threshold that is for no answer on the dev questions, and one whose threshold gives up all."""
+    best = tmp_path / "best"
+    shutil.copytree(finetuned("squad1.1") / "best", best)
+    model = DebertaForQuestionAnswering.from_pretrained(best).eval()
+    encoding = Tokenizer.from_pretrained(best).encode("Who burned it?", "Ada owns the mill. It was built in 1871.")
+    with torch.no_grad():
+        ids, segments = torch.tensor([encoding.ids]), torch.tensor([encoding.segments])
+        states = model.deberta(ids, token_type_ids=segments).last_hidden_state[0]
+        model.spans.weight.copy_((states[0] - states[1:].mean(0)).expand(2, -1))
+    model.save_pretrained(best)
+
+    def answers(name: str) -> list[str]:
+        run(capsys, "submit", name, "--model", best, "--data", FIXTURES / name, "--output", tmp_path / "out")
+        return list(json.loads((tmp_path / "out/predictions.json").read_text()).values())
+
+    def unanswered(name: str) -> float:
+        (line,) = run(capsys, "evaluate", best, FIXTURES / name / f"dev-v{name[5:]}.json", "--task", name)
+        return json.loads(line).get("no_answer_exact", 0.0)
+
+    asked = ["Who burned it?", "--pair", "Ada owns the mill. It was built in 1871."]
+    assert json.loads(run(capsys, "predict", best, *asked)[0])["answer"]
+    assert (answers("squad2.0"), unanswered("squad2.0")) == (["", ""], 1.0)
+    (best / "no_answer.json").write_text('{"threshold": 1e9}')
+    assert all(answers("squad2.0"))
+    assert unanswered("squad2.0") == 0.0
+    (best / "no_answer.json").write_text('{"threshold": -1e9}')
+    assert answers("squad2.0") == ["", ""]
+    assert all(answers("squad1.1"))
+
+
 def test_submit_conll(finetuned, tmp_path, capsys):
     submit("conll2003", finetuned, tmp_path, capsys)
     lines = (tmp_path / "CoNLL-2003.txt").read_text().split("\n")
@@ -283,6 +315,20 @@ def test_what_cannot_be_finetuned(model, tmp_path, capsys):
     assert "the sizes are base, large" in fails(capsys, "finetune", "cola/huge", *rest)
     both = ["--data", FIXTURES / "cola", "--task.data.dataset", "x"]
     assert "give one of them" in fails(capsys, "finetune", "cola", *rest, *both)
+    alone = ["--task.train", FIXTURES / "cola/train.tsv"]
+    for task in ("cola", "recipes/finetune-classification.toml"):
+        error = fails(capsys, "finetune", task, *rest, *alone)
+        assert error == "unbraid: there is nothing to choose the best checkpoint by: give task.dev, or folds.\n"
+
+
+@pytest.mark.parametrize("files", [{"name": "cola", "folder": str(FIXTURES / "cola")}, {"train": "no/such.tsv"}])
+def test_a_metric_of_groups_without_groups_is_told_before_anything_is_read(files, monkeypatch):
+    monkeypatch.setattr("unbraid.tasks.classification.Classification.read", None)
+    with pytest.raises(InputError, match=r"give data.group, or another metric"):
+        read_splits(TaskConfig(kind="classification", metric="exact", **files))
+    grouped = TaskConfig(name="multirc", kind="classification", metric="exact", folder=str(FIXTURES / "multirc"))
+    with pytest.raises(TypeError, match="not callable"):
+        read_splits(grouped)
 
 
 def test_names_are_found_in_any_spelling():

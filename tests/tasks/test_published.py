@@ -98,9 +98,14 @@ def test_what_was_not_published_is_said(caplog):
     [
         ("glue", "there is no task 'glue'; the tasks are cola"),
         ("cola/tiny", "there is no size 'tiny'; the sizes are base, large, xlarge, v2-xlarge, v2-xxlarge, v3-xsmall"),
-        ("cola/base/sift", "for cola/base/sift nothing was published"),
-        ("mnli/large/sift", "for mnli/large/sift nothing was published"),
-        ("mnli/base/smart", "for mnli/base/smart nothing was published"),
+        ("cola/base/sift", "for cola/base/sift no SiFT was published: there is one for mnli with base, v2-xxlarge, "),
+        (
+            "mnli/large/sift",
+            "for mnli/large/sift no SiFT was published: there is one for mnli with base, v2-xxlarge, v3-xsmall, "
+            "v3-small, v3-base.",
+        ),
+        ("mnli/base/smart", "mnli/base/smart ends in smart; only sift may stand after the size"),
+        ("mnli/base/length", "mnli/base/length ends in length; only sift"),
     ],
 )
 def test_what_there_is_not(word, message):

@@ -152,8 +152,7 @@ def test_an_answer_is_found_again_from_its_rows(tokenizer, max_length, context, 
     question = Question("who?", context, (at(context, text, occurrence), ("never trained on", 0)))
     (windows,) = question_windows(tokenizer, [question.question], [context], max_length, overlap=3)
     start, hits = question.answers[0][1], 0
-    for window in windows:
-        first, last = answer_rows(window, question)
+    for window, (first, last) in zip(windows, answer_rows(windows, question), strict=True):
         shown = [offset for offset in window.offsets if offset[0] < offset[1]]
         whole = shown[0][0] <= start and start + len(spoken) <= shown[-1][1]
         assert (first > 0) == (last > 0) == whole
@@ -167,7 +166,24 @@ def test_an_answer_is_found_again_from_its_rows(tokenizer, max_length, context, 
 
 def test_a_question_without_an_answer_points_at_cls(tokenizer):
     (windows,) = question_windows(tokenizer, ["who?"], [CONTEXT], 100, 3)
-    assert answer_rows(windows[0], WANTED[1]) == (0, 0)
+    assert answer_rows(windows, WANTED[1]) == [(0, 0)]
+
+
+@pytest.mark.parametrize("max_length", [9, 100])
+@pytest.mark.parametrize("hidden", ["\u200b", "\ufeff"])
+@pytest.mark.parametrize(
+    ("text", "spoken"), [("{}Ann", "Ann"), ("Ann", "Ann"), ("Oslo. {}", "Oslo."), ("Oslo.", "Oslo."), (" {}", None)]
+)
+def test_characters_without_a_token_are_no_part_of_an_answer(tokenizer, hidden, text, spoken, max_length):
+    context, text = f"{hidden}Ann met Bob in York of Oslo. {hidden}", text.format(hidden)
+    question = Question("who?", context, (at(context, text),))
+    (windows,) = question_windows(tokenizer, ["who?"], [context], max_length, overlap=3)
+    found = {
+        context[window.offsets[first - window.first][0] : window.offsets[last - window.first][1]]
+        for window, (first, last) in zip(windows, answer_rows(windows, question), strict=True)
+        if first
+    }
+    assert found == ({spoken} if spoken else set())
 
 
 def questions():
@@ -191,8 +207,7 @@ def test_the_loss_is_the_sum_over_the_windows(tokenizer, caplog):
     rows = np.arange(len(data))[::-1].copy()
     loss = QuestionObjective(model)(data.batch(rows))
     expected, right = 0.0, 0
-    for window, question in data.rows:
-        first, last = answer_rows(window, question)
+    for window, (first, last) in data.rows:
         said = model(torch.tensor([window.ids]), token_type_ids=torch.tensor([window.segments]))
         start, end = said.start_logits[0].detach().double(), said.end_logits[0].detach().double()
         expected -= float(start.log_softmax(-1)[first] + end.log_softmax(-1)[last]) / 2
@@ -226,9 +241,9 @@ def logits_for(data: QuestionRows, wanted):
     """Logits that make each question's best span the wanted text, with a wanted margin of "no answer"."""
     answers = []
     for question, windows, (text, margin) in zip(data.questions, data.windows, wanted, strict=True):
-        for window in windows:
+        asked = Question("", question.context, (at(question.context, text),))
+        for window, (first, last) in zip(windows, answer_rows(windows, asked), strict=True):
             start, end = np.zeros(len(window.ids)), np.zeros(len(window.ids))
-            first, last = answer_rows(window, Question("", question.context, (at(question.context, text),)))
             start[first], end[last] = 5.0, 5.0
             start[0], end[0] = 5 + margin / 2, 5 + margin / 2
             answers.append(np.stack([start, end]))

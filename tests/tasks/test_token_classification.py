@@ -75,7 +75,7 @@ def test_lists_in_a_table_are_json(tmp_path):
 
 
 def test_stretches_of_a_text_become_labels_of_its_words(tmp_path, caplog):
-    spans = [{"start": 12, "end": 20, "label": "LOC"}, {"start": 0, "end": 3, "label": "PER", "id": 7}]
+    spans = [{"start": 11, "end": 20, "label": "LOC"}, {"start": 0, "end": 4, "label": "PER", "id": 7}]
     rows = [
         {"text": "Ann met  in New York, twice", "label": spans},
         {"text": "Oslobound", "label": [{"start": 0, "end": 4, "label": "LOC"}]},
@@ -219,6 +219,24 @@ def test_evaluation_reads_long_sentences_whole(tmp_path, tokenizer, batch_size):
     ]
     assert metrics["accuracy"] == pytest.approx(np.mean(right))
     assert set(metrics) == {"loss", "accuracy", "precision", "recall", "f1"}
+
+
+def test_an_entity_ends_with_its_sentence(tmp_path, tokenizer):
+    """As conlleval counts: in one document, Oslo and met seem to go on with what ends the sentence before."""
+    lines = ["-DOCSTART- -X- O", "", "Ann B-PER", "met O", "York B-LOC", "", "Oslo B-LOC", "", "met O", "Bob B-PER", ""]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    task = TokenClassification(data=DataConfig(format="conll2003", words="words"), labels=LABELS)
+    (example,) = task.read(str(tmp_path / "a.txt"))
+    assert example.breaks == (3, 4)
+    data = task.encode([example], tokenizer)
+    said = [LABELS.index(label) for label in ("B-PER", "O", "B-LOC", "I-LOC", "I-LOC", "B-PER")]
+    (window,) = data.windows
+    answer = torch.zeros(len(window.ids), dtype=torch.int64)
+    answer[torch.tensor(window.pieces)] = torch.tensor(said)
+    # said: Ann, York, Oslo, met and Bob; right: all of them but met
+    assert task.score(data, [answer]) == pytest.approx(
+        {"accuracy": 4 / 6, "precision": 4 / 5, "recall": 1.0, "f1": 8 / 9}
+    )
 
 
 def test_a_tiny_model_learns_and_its_score_is_that_of_its_predictions(tmp_path, tokenizer):

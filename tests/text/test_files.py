@@ -42,6 +42,21 @@ def test_a_saved_tokenizer_is_read_back(kind: str, request: pytest.FixtureReques
         assert path.read_bytes() == (tmp_path / "new" / "folder" / path.name).read_bytes(), path.name
 
 
+@pytest.mark.parametrize(("before", "after"), [("unigram", "bpe"), ("bpe", "unigram")])
+def test_a_tokenizer_takes_the_place_of_another(
+    before: str, after: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Tokenizer = request.getfixturevalue(after)
+    request.getfixturevalue(before).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = tokenizer.encode_batch(_TEXTS)
+    assert Tokenizer.from_pretrained(tmp_path).encode_batch(_TEXTS) == expected
+    _edit(tmp_path / "config.json", model_type="deberta-v2")
+    assert AutoTokenizer.from_pretrained(tmp_path)(_TEXTS)["input_ids"] == [each.ids for each in expected]
+
+
 @pytest.mark.parametrize(("kind", "model_type"), [("unigram", "deberta-v2"), ("bpe", "deberta")])
 def test_transformers_gives_the_same_ids(
     kind: str, model_type: str, request: pytest.FixtureRequest, corpus: list[str], tmp_path: Path

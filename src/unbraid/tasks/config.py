@@ -91,8 +91,9 @@ class DataConfig:
     """Column of the stretches [start, end) of the context that an entity choice chooses from, in characters; its
     question has @placeholder where the entity is missing, and its answers are a list of right texts."""
     group: str | None = None
-    """Column that says which examples of a classification are judged together, as the answers to a question of MultiRC;
-    the metric exact is the share of groups that are wholly right."""
+    """Column that says which examples belong together, as the questions about one text: folds never part them. In a
+    classification they are also judged together, as the answers to a question of MultiRC: the metric exact is the share
+    of groups that are wholly right."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -151,8 +152,6 @@ class TaskConfig:
             raise ValueError("folder holds the files of a named task: give its name too, as in unbraid finetune cola.")
         if self.name is None and self.train is None:
             raise ValueError("there is nothing to learn from: give train, or a named task as in unbraid finetune cola.")
-        if self.kind == "classification" and self.metric == "exact" and self.data.group is None and self.name is None:
-            raise ValueError("exact is the share of groups that are wholly right: give data.group.")
         if self.class_weights is not None and self.kind not in ("classification", "token-classification"):
             raise ValueError(f"class_weights are for classification and token-classification, not for {self.kind}.")
         if self.labels is not None:

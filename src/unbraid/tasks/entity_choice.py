@@ -30,7 +30,7 @@ from unbraid.objective import Loss
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.objective import Outputs, StretchObjective, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row
-from unbraid.tasks.sources import read_rows
+from unbraid.tasks.sources import group_of, read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch
 from unbraid.text.tokenizer import Tokenizer
@@ -49,12 +49,14 @@ class EntityExample:
         context: the text, untouched.
         answers: the right texts, at least one.
         place: where the example stands, for messages.
+        group: what it belongs together with in folds, or None.
     """
 
     cloze: Cloze
     context: str
     answers: tuple[str, ...]
     place: str
+    group: str | None = None
 
     @property
     def right(self) -> np.ndarray:
@@ -195,7 +197,7 @@ class EntityChoice(Task[EntityExample, EntityRows]):
         answers = tuple(row.texts(self.data.answers))
         if not answers:
             raise InputError(f"{row.place}: the question has no answer; give the text of its entity or drop it.")
-        return EntityExample(cloze, context, answers, row.place)
+        return EntityExample(cloze, context, answers, row.place, group_of(row, self.data))
 
 
 def cloze_of(row: Row, data: DataConfig) -> tuple[Cloze, str]:

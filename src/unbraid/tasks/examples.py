@@ -9,7 +9,7 @@ from typing import Literal
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.labels import check_label
 from unbraid.tasks.rows import Row
-from unbraid.tasks.sources import read_rows
+from unbraid.tasks.sources import group_of, read_rows
 
 SequenceKind = Literal["classification", "multi-label", "regression"]
 """The kinds of labels of a text or a pair of texts."""
@@ -23,7 +23,7 @@ class Example:
         text: the text, or the first of the pair.
         pair: the second text, or None.
         label: the name of its class, the names of its several labels, its score, or None where not known.
-        group: what it is judged together with, or None.
+        group: what it belongs together with, in folds and for the metric exact, or None.
     """
 
     text: str
@@ -62,5 +62,4 @@ def _example(row: Row, data: DataConfig, kind: SequenceKind | None, known: froze
         for name in label:
             check_label(name, known, row.place)
     pair = None if data.pair is None else row.text(data.pair)
-    group = None if data.group is None else row.name(data.group)
-    return Example(row.text(data.text), pair, label, group)
+    return Example(row.text(data.text), pair, label, group_of(row, data))

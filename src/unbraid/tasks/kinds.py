@@ -55,9 +55,11 @@ def read_splits(config: TaskConfig) -> Splits[Any]:
     """Reads all data of a task; the classes are the configured ones or else those of the training data.
 
     Raises:
-        InputError: what is wrong with the data, and where.
+        InputError: what is wrong with the data, and where; or the metric is of groups and there are none.
     """
     sources = sources_of(config)
+    if config.kind == "classification" and config.best_by == "exact" and sources.data.group is None:
+        raise InputError("exact is the share of groups that are wholly right: give data.group, or another metric.")
     task = KINDS[config.kind](
         data=sources.data,
         labels=sources.labels,

@@ -34,7 +34,8 @@ def training_labels(labels: Iterable[str], source: str) -> tuple[str, ...]:
     """
     names = sorted_labels(labels)
     if len(names) < 2:
-        raise InputError(f"{source} has only the label {', '.join(names)}; it takes two or more classes.")
+        found = f"only the label {names[0]}" if names else "no label"
+        raise InputError(f"{source} has {found}; it takes two or more classes.")
     return names
 
 

@@ -20,15 +20,14 @@ from unbraid.objective import Loss
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row
-from unbraid.tasks.sources import read_rows
+from unbraid.tasks.sources import group_of, read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
-from unbraid.text.encoding import Encoding
 from unbraid.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 1024  # questions tokenised at once
+_CHUNK = 1024  # questions tokenised at once; the character offsets of their choices are dropped before the next
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,11 +38,13 @@ class ChoiceExample:
         asked: the question and its choices.
         context: the text that the question is about, or None.
         label: the place of the right choice, from 0.
+        group: what it belongs together with in folds, or None.
     """
 
     asked: Choices
     context: str | None
     label: int
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,39 +52,33 @@ class ChoiceRows:
     """Encoded questions; a row has all choices of one.
 
     Attributes:
-        choices: of each question.
-        labels: (n,) int64, the place of the right one.
+        ids: of each question one (length,) int32 array a choice, special tokens included.
+        segments: likewise int8 arrays: 1 for the tokens of the second text.
+        labels: (n,) int64, the place of the right choice.
+        num_truncated: how many questions have a choice that lost text.
     """
 
-    choices: list[list[Encoding]]
+    ids: list[list[np.ndarray]]
+    segments: list[list[np.ndarray]]
     labels: Tensor
-
-    @property
-    def num_truncated(self) -> int:
-        """How many questions have a choice that lost text."""
-        return sum(any(encoding.truncated for encoding in encodings) for encodings in self.choices)
+    num_truncated: int
 
     def __len__(self) -> int:
-        return len(self.choices)
+        return len(self.ids)
 
     @property
     def lengths(self) -> np.ndarray:
         """(n,) int64, tokens of all choices together."""
-        return np.array([sum(len(encoding.ids) for encoding in encodings) for encodings in self.choices])
+        return np.array([sum(map(len, choices)) for choices in self.ids])
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Packs some questions; all have as many sequences as the one with most choices, the missing ones empty."""
-        chosen = [self.choices[row] for row in rows]
-        most = max(map(len, chosen))
-        missing = [most - len(encodings) for encodings in chosen]
-        ids, segments = (
-            [each for encodings, gap in zip(column, missing, strict=True) for each in (*encodings, *([[]] * gap))]
-            for column in (
-                [[encoding.ids for encoding in encodings] for encodings in chosen],
-                [[encoding.segments for encoding in encodings] for encodings in chosen],
-            )
-        )
-        return pack(ids, self.labels[torch.from_numpy(rows)], segments)
+        most = max(len(self.ids[row]) for row in rows)
+
+        def sequences(of: list[list[np.ndarray]]) -> list[list[int]]:
+            return [of[row][place].tolist() if place < len(of[row]) else [] for row in rows for place in range(most)]
+
+        return pack(sequences(self.ids), self.labels[torch.from_numpy(rows)], sequences(self.segments))
 
 
 class ChoiceObjective(TaskObjective):
@@ -136,17 +131,24 @@ class MultipleChoice(Task[ChoiceExample, ChoiceRows]):
                 raise InputError(
                     f"{row.place}: some questions have a context and some have none; give all one or none."
                 )
-            examples.append(ChoiceExample(asked, context, _place(row, self.data.label, len(asked.choices))))
+            label = _place(row, self.data.label, len(asked.choices))
+            examples.append(ChoiceExample(asked, context, label, group_of(row, self.data)))
         return examples
 
     def encode(self, examples: Sequence[ChoiceExample], tokenizer: Tokenizer) -> ChoiceRows:
         """See :meth:`Task.encode`."""
-        encoded: list[list[Encoding]] = []
+        ids: list[list[np.ndarray]] = []
+        segments: list[list[np.ndarray]] = []
+        num_truncated = 0
         for start in range(0, len(examples), _CHUNK):
             chunk = examples[start : start + _CHUNK]
             contexts = [each.context for each in chunk if each.context is not None] or None
-            encoded += encode_choices(tokenizer, [each.asked for each in chunk], contexts, self.max_length)
-        data = ChoiceRows(encoded, torch.tensor([each.label for each in examples], dtype=torch.int64))
+            for choices in encode_choices(tokenizer, [each.asked for each in chunk], contexts, self.max_length):
+                ids.append([np.array(encoding.ids, dtype=np.int32) for encoding in choices])
+                segments.append([np.array(encoding.segments, dtype=np.int8) for encoding in choices])
+                num_truncated += any(encoding.truncated for encoding in choices)
+        labels = torch.tensor([each.label for each in examples], dtype=torch.int64)
+        data = ChoiceRows(ids, segments, labels, num_truncated)
         if data.num_truncated:
             log.warning(
                 "%d of %d questions are longer than %d tokens with a choice and were cut.",

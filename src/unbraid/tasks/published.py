@@ -34,11 +34,12 @@ def recipe(word: str) -> dict[str, Any]:
     ranges, table = _published()["ranges"], _published()[name]
     if size not in ranges:
         raise InputError(f"there is no size {size!r}; the sizes are {', '.join(ranges)}.")
-    row = table.get(size)
-    if variant:
-        row = table.get(variant, {}).get(size)
-        if row is None:
-            raise InputError(f"for {word} nothing was published; settings with sift are those of mnli.")
+    if variant not in ("", "sift"):
+        raise InputError(f"{word} ends in {variant}; only sift may stand after the size, as in mnli/base/sift.")
+    row = table.get("sift", {}).get(size) if variant else table.get(size)
+    if row is None and variant:
+        known = [f"{other} with {', '.join(each['sift'])}" for other, each in _published().items() if "sift" in each]
+        raise InputError(f"for {word} no SiFT was published: there is one for {'; '.join(known)}.")
     if row is None:
         row = ranges[size]
         log.warning(

@@ -53,12 +53,12 @@ class QuestionRows:
     windows: list[list[QuestionWindow]]
 
     @functools.cached_property
-    def rows(self) -> list[tuple[QuestionWindow, Question]]:
-        """Every window, with its question."""
+    def rows(self) -> list[tuple[QuestionWindow, Span]]:
+        """Every window, with the rows of the answer in it; see :func:`answer_rows`."""
         return [
-            (window, question)
+            row
             for question, windows in zip(self.questions, self.windows, strict=True)
-            for window in windows
+            for row in zip(windows, answer_rows(windows, question), strict=True)
         ]
 
     @property
@@ -79,28 +79,26 @@ class QuestionRows:
         chosen = [self.rows[row] for row in rows]
         return pack(
             [window.ids for window, _ in chosen],
-            torch.tensor([answer_rows(*both) for both in chosen]),
+            torch.tensor([rows for _, rows in chosen]),
             [window.segments for window, _ in chosen],
         )
 
 
-def answer_rows(window: QuestionWindow, question: Question) -> Span:
-    """The rows of the first answer's first and last token; (0, 0), those of [CLS], if it is not shown whole."""
-    if not question.answers or not window.offsets:
-        return 0, 0
+def answer_rows(windows: Sequence[QuestionWindow], question: Question) -> list[Span]:
+    """The rows of the first and the last token of the first answer, in each window of a question.
+
+    Its tokens are all that share a character with it. A window that lacks one of them has (0, 0), the rows of [CLS].
+    """
+    if not question.answers:
+        return [(0, 0)] * len(windows)
     text, start = question.answers[0]
     end = start + len(text)
     inside = [
-        row for row, (first, last) in enumerate(window.offsets, window.first) if max(first, start) < min(last, end)
+        {span: row for row, span in enumerate(window.offsets, window.first) if max(span[0], start) < min(span[1], end)}
+        for window in windows
     ]
-    shown = [offset for offset in window.offsets if offset[0] < offset[1]]
-    whole = shown and shown[0][0] <= start + _margin(text) and end - _margin(text[::-1]) <= shown[-1][1]
-    return (inside[0], inside[-1]) if inside and whole else (0, 0)
-
-
-def _margin(text: str) -> int:
-    """The white space that a text begins with."""
-    return len(text) - len(text.lstrip())
+    answer = set().union(*inside)
+    return [(min(rows.values()), max(rows.values())) if rows and rows.keys() == answer else (0, 0) for rows in inside]
 
 
 class QuestionObjective(TaskObjective):

@@ -36,6 +36,11 @@ def read_rows(source: str, data: DataConfig) -> Iterator[Row]:
         raise InputError(f"{source} has no examples.")
 
 
+def group_of(row: Row, data: DataConfig) -> str | None:
+    """What the example of a row belongs together with, where the data have such a column."""
+    return None if data.group is None else row.name(data.group)
+
+
 def file_of(folder: str, pattern: str) -> str:
     """Where a file of a task is, of several alternatives the first that is there.
 

@@ -23,7 +23,7 @@ from unbraid.tasks.config import DataConfig
 from unbraid.tasks.labels import check_label, training_labels
 from unbraid.tasks.objective import Outputs, StretchObjective, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row
-from unbraid.tasks.sources import read_rows
+from unbraid.tasks.sources import group_of, read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch
 from unbraid.text.tokenizer import Tokenizer
@@ -42,12 +42,14 @@ class SpanExample:
         pair: the second text, or None.
         label: the name of the class.
         place: where the example stands, for messages.
+        group: what it belongs together with in folds, or None.
     """
 
     marked: Marked
     pair: str | None
     label: str
     place: str
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,7 @@ class SpanClassification(Task[SpanExample, SpanRows]):
         for row in read_rows(source, self.data):
             label = row.name(self.data.label)
             check_label(label, known, row.place)
-            examples.append(SpanExample(*marked_of(row, self.data), label, row.place))
+            examples.append(SpanExample(*marked_of(row, self.data), label, row.place, group_of(row, self.data)))
         return examples
 
     def labelled(self, examples: Sequence[SpanExample], source: str) -> Self:

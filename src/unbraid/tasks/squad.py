@@ -12,7 +12,7 @@ from unbraid.errors import InputError
 from unbraid.tasks.config import DataConfig
 from unbraid.tasks.formats.squad import nested_rows
 from unbraid.tasks.rows import Row
-from unbraid.tasks.sources import read_rows
+from unbraid.tasks.sources import group_of, read_rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,11 +23,13 @@ class Question:
         question: the question.
         context: the text, untouched.
         answers: the right answers, each with its first character in the context; none if it cannot be answered.
+        group: what it belongs together with in folds, or None.
     """
 
     question: str
     context: str
     answers: tuple[tuple[str, int], ...]
+    group: str | None = None
 
 
 def read_questions(source: str, data: DataConfig) -> list[Question]:
@@ -64,7 +66,7 @@ def _question(row: Row, data: DataConfig) -> Question:
         raise InputError(
             f"{row.place}: the question has no answer; drop it, or set data.unanswerable if questions may have none."
         )
-    return Question(row.text(data.question), context, answers)
+    return Question(row.text(data.question), context, answers, group_of(row, data))
 
 
 def _entries(answers: Any, place: str) -> list[tuple[Any, Any]]:

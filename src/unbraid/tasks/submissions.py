@@ -11,12 +11,14 @@ from typing import Any
 from unbraid.errors import InputError
 from unbraid.files import write_lines
 from unbraid.inference import Predictor
+from unbraid.inference.answers import QuestionAnswerer
 from unbraid.inference.choices import Choices
 from unbraid.tasks.config import DataConfig, Kind
 from unbraid.tasks.entity_choice import cloze_of
 from unbraid.tasks.kinds import KINDS
 from unbraid.tasks.multiple_choice import choices_of, context_of
 from unbraid.tasks.named import NamedTask, Submission
+from unbraid.tasks.question_answering import QuestionAnswering
 from unbraid.tasks.rows import Row
 from unbraid.tasks.sources import file_of, read_rows
 from unbraid.tasks.span_classification import marked_of
@@ -28,9 +30,12 @@ def write_submission(
 ) -> list[Path]:
     """Predicts the test files of a task and writes its prediction files.
 
+    Answers are given up as :meth:`QuestionAnswering.score` gives them up: where the task has questions without one, by
+    the threshold of ``learned``, and nowhere else.
+
     Args:
         task: of the papers.
-        predictor: of a model that was fine-tuned on it.
+        predictor: of a model that was fine-tuned on it; its threshold is set.
         learned: the task that this model does, see :func:`unbraid.tasks.kinds.task_of`.
         folder: with the task's files.
         output: folder for the prediction files.
@@ -45,6 +50,8 @@ def write_submission(
     names = spelling(task, learned)
     Path(output).mkdir(parents=True, exist_ok=True)
     data = task.data()
+    if isinstance(predictor, QuestionAnswerer) and isinstance(learned, QuestionAnswering):
+        predictor.threshold = learned.threshold if data.unanswerable else None
     written = []
     for file, pattern in task.predicted.items():
         rows = list(read_rows(file_of(folder, pattern), data))

@@ -7,6 +7,7 @@ become BIO labels of the text's words.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any, Self
@@ -25,7 +26,7 @@ from unbraid.objective import IGNORED, Loss
 from unbraid.tasks.labels import check_label, training_labels
 from unbraid.tasks.objective import Outputs, TaskObjective, labels_of, symmetric_kl
 from unbraid.tasks.rows import Row
-from unbraid.tasks.sources import read_rows
+from unbraid.tasks.sources import group_of, read_rows
 from unbraid.tasks.task import Task
 from unbraid.text.batch import Batch, pack
 from unbraid.text.tokenizer import Tokenizer
@@ -37,17 +38,21 @@ _CHUNK = 1024  # sentences tokenised at once; their character offsets are droppe
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelledSentence:
-    """A sentence and the label of each of its words.
+    """A sentence, or a document of several, and the label of each of its words.
 
     Attributes:
         sentence: the text and its words.
         labels: as many as words.
+        breaks: the words, counted from 0, that begin the second sentence of a document and those after it.
         widened: how many stretches began or ended within a word and stand for the whole of it now.
+        group: what it belongs together with in folds, or None.
     """
 
     sentence: Sentence
     labels: tuple[str, ...]
+    breaks: tuple[int, ...] = ()
     widened: int = 0
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +63,14 @@ class TokenRows:
         windows: of all sentences.
         owners: (n,) int64, the sentence of each window.
         labels: one (words,) int64 array of label ids a sentence.
+        breaks: of each sentence, see :class:`LabelledSentence`.
         num_truncated: 0, since longer sentences are read in windows.
     """
 
     windows: list[TokenWindow]
     owners: np.ndarray
     labels: list[np.ndarray]
+    breaks: list[tuple[int, ...]]
     num_truncated: int = 0
 
     def __len__(self) -> int:
@@ -169,7 +176,7 @@ class TokenClassification(Task[LabelledSentence, TokenRows]):
                 windows += cut
                 owners += [owner] * len(cut)
         labels = [np.array([ids_of[label] for label in example.labels], dtype=np.int64) for example in examples]
-        return TokenRows(windows, np.array(owners), labels)
+        return TokenRows(windows, np.array(owners), labels, [example.breaks for example in examples])
 
     def objective(self, model: DebertaForTokenClassification) -> TaskObjective:
         """See :meth:`Task.objective`."""
@@ -180,11 +187,15 @@ class TokenClassification(Task[LabelledSentence, TokenRows]):
         return outputs[0].argmax(-1).cpu().split(batch.packing.offsets.diff().tolist())
 
     def score(self, data: TokenRows, answers: list[Tensor]) -> dict[str, float]:
-        """See :func:`token_metrics`."""
+        """See :func:`token_metrics`; an entity ends with its sentence, as for conlleval.
+
+        The original has seqeval read the sentences of a document as one, so that an entity may go on in the next.
+        """
         names = list(self.labels or ())
 
         def named(rows: Sequence[np.ndarray]) -> list[list[str]]:
-            return [[names[label] for label in row] for row in rows]
+            sentences = [each for row, breaks in zip(rows, data.breaks, strict=True) for each in np.split(row, breaks)]
+            return [[names[label] for label in sentence] for sentence in sentences]
 
         predicted = [np.full(len(labels), silent_label(names)) for labels in data.labels]
         for window, owner, answer in zip(data.windows, data.owners, answers, strict=True):
@@ -196,7 +207,9 @@ class TokenClassification(Task[LabelledSentence, TokenRows]):
         labels = row.names(self.data.label)
         if len(words) != len(labels):
             raise InputError(f"{row.place}: there are {len(words)} words but {len(labels)} labels; give one a word.")
-        return LabelledSentence(Sentence.of(words), tuple(labels))
+        lengths = [] if self.data.format is None else row.items("sentences")
+        breaks = tuple(itertools.accumulate(lengths[:-1]))
+        return LabelledSentence(Sentence.of(words), tuple(labels), breaks, group=group_of(row, self.data))
 
     def _of_text(self, row: Row) -> LabelledSentence:
         sentence = Sentence.of(row.text(self.data.text))
@@ -207,11 +220,11 @@ class TokenClassification(Task[LabelledSentence, TokenRows]):
             if not inside or any(labels[word] != "O" for word in inside):
                 fault = "overlaps another" if inside else "holds no word"
                 raise InputError(f"{row.place}: the entity at characters {start} to {end} {fault}; mend or drop it.")
-            widened += (sentence.words[inside[0]][0], sentence.words[inside[-1]][1]) != (start, end)
+            widened += sentence.words[inside[0]][0] < start or end < sentence.words[inside[-1]][1]
             labels[inside[0]] = f"B-{name}"
             for word in inside[1:]:
                 labels[word] = f"I-{name}"
-        return LabelledSentence(sentence, tuple(labels), widened)
+        return LabelledSentence(sentence, tuple(labels), widened=widened, group=group_of(row, self.data))
 
 
 def _stretch(entry: Any, length: int, place: str) -> tuple[int, int, str]:

@@ -72,6 +72,8 @@ def write_pretrained(
     They name transformers' general class, which takes ``tokenizer.json`` as it stands: its ``DebertaV2Tokenizer`` would
     replace the normalisation by its own, and its ``DebertaTokenizer`` the template of a pair.
 
+    A tokenizer that stands in the folder is replaced.
+
     Args:
         folder: made if it is not there.
         engine: the vocabulary.
@@ -84,6 +86,9 @@ def write_pretrained(
     if isinstance(engine, SpmEngine):
         (folder / "spm.model").write_bytes(engine.model)
         _write_json(folder / "added_tokens.json", ids)
+    else:
+        for name in ("spm.model", "added_tokens.json"):  # of another tokenizer, which would be read instead
+            (folder / name).unlink(missing_ok=True)
     if source := engine.tokenizer_json():
         flags = {"single_word": False, "rstrip": False, "normalized": False}
         tokens = [

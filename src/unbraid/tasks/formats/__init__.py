@@ -1,13 +1,15 @@
 """The original files of the papers' tasks, as rows whose columns have one set of names.
 
 These are text, pair, label, span1, span2, question, context, answers, choices, entities and words, as the kinds of
-tasks read them; id, which prediction files call an example by; and group, which joins the answers to one question.
+tasks read them; sentences, the numbers of words that words fall into; id, which prediction files call an example by;
+and group, which joins the answers to one question.
 Rows of test files without labels have no label. A reader knows one format, and nothing of kinds, models or tokenizers.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -67,7 +69,9 @@ def read_format(source: str, form: Format) -> Iterator[Row]:
     Raises:
         InputError: no such file, or what is wrong with it, and where.
     """
-    pattern, _, language = source.partition("#") if form == "xnli" else (source, "", "")
+    pattern, language = source, ""
+    if form == "xnli" and (named := re.fullmatch("(.+)#([a-z]+)", source)):
+        pattern, language = named.groups()
     paths = _files(Path(pattern))
     if not paths:
         raise InputError(f"there is no file {pattern}; give the folder that the files of {form} were unpacked to.")

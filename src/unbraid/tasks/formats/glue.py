@@ -27,7 +27,8 @@ _COLUMNS: Mapping[Format, Mapping[str, str]] = {
 def read_glue(form: Format, path: Path) -> Iterator[Row]:
     """Reads a file with a header; columns go by their names.
 
-    In QQP rows with missing or surplus cells are left out, as the original does, and their number is told.
+    Of QQP's labelled files, rows with missing or surplus cells are left out, as the original does, and their number is
+    told; every row of its test file is to be predicted.
 
     Args:
         form: sst-2, mrpc, sts-b, qqp, mnli, qnli or rte (and wnli and the diagnostic set, whose columns are the same).
@@ -38,9 +39,10 @@ def read_glue(form: Format, path: Path) -> Iterator[Row]:
     """
     rows = read_cells(path)
     _, header = next(rows, ("", []))
+    lenient = form == "qqp" and _COLUMNS[form]["label"] in header
     dropped = 0
     for place, cells in rows:
-        if form == "qqp" and len(cells) != len(header):
+        if lenient and len(cells) != len(header):
             dropped += 1
         else:
             yield renamed(table_row(place, header, cells), _COLUMNS[form])

@@ -114,7 +114,8 @@ def read_wic(path: Path) -> Iterator[Row]:
 def read_wsc(path: Path) -> Iterator[Row]:
     """Reads WSC: a text and the characters of the two phrases, which the file places by words between spaces.
 
-    Where a phrase does not stand at its word, the nearest place where it stands is taken.
+    Where a phrase does not stand at its word, the nearest place where it stands is taken, whatever white space is
+    between its words. One that stands nowhere does without a full stop, a comma or a quotation mark at its end.
 
     Raises:
         InputError: a key that is not there, a phrase that is not in its text, or no JSON Lines.
@@ -132,7 +133,9 @@ def read_wsc(path: Path) -> Iterator[Row]:
 def _phrase(text: str, phrase: str, word: int, place: str) -> list[int]:
     """The characters [start, end) of a phrase that begins with a word, counted from 0 between single spaces."""
     near = sum(len(each) + 1 for each in text.split(" ")[:word])
-    found = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE)]
-    if not found:
-        raise InputError(f"{place}: the phrase {phrase!r} does not stand in the text; mend it or drop the row.")
-    return list(min(found, key=lambda span: abs(span[0] - near)))
+    for words in (phrase.split(), phrase.rstrip('.,"').split()):
+        pattern = r"\s+".join(map(re.escape, words))
+        found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
+        if words and found:
+            return list(min(found, key=lambda span: abs(span[0] - near)))
+    raise InputError(f"{place}: the phrase {phrase!r} does not stand in the text; mend it or drop the row.")
