@@ -61,6 +61,12 @@ _V1_NAMES = {
 }
 """Module names that v1 files spell differently."""
 
+_TIED = {
+    "cls.predictions.decoder.weight": "deberta.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+"""What files may hold of transformers' older head a second time, and where it stands first."""
+
 _FOREIGN = (
     "lm_predictions.",
     "mask_predictions.",
@@ -109,7 +115,8 @@ def from_files(
         What was found, by our names, and which of ``wanted`` were not.
 
     Raises:
-        InputError: a tensor that the model has no place for, or one that holds NaN or infinity.
+        InputError: a tensor that the model has no place for, one that holds NaN or infinity, or a vocabulary head with
+            other weights than the word embeddings'.
     """
     tensors = _with_prefix(tensors)
     v1 = any(name.endswith(".in_proj.weight") for name in tensors)
@@ -126,6 +133,13 @@ def from_files(
         found[name] = tensors[theirs]
         if not bool(torch.isfinite(found[name]).all()):
             raise InputError(f"{source}: {theirs} holds NaN or infinity; the checkpoint is damaged.")
+    for second, first in _TIED.items():
+        repeated = "cls.predictions.bias" in read and second in tensors and first in read
+        if repeated and not torch.equal(tensors[second].float(), tensors[first].float()):
+            raise InputError(
+                f"{source}: {second} is not {first}, and a head with weights of its own is not supported; "
+                "pass new=('vocabulary',) for a fresh one."
+            )
     relative = any(name.startswith("deberta.encoder.relative_table") for name in found)
     unread = [
         name
