@@ -133,6 +133,16 @@ def test_attention_weights_sum_to_one_at_real_tokens():
     for weights in attentions:
         sums = weights.sum(-1)
         assert torch.allclose(sums, mask[:, None].expand_as(sums).float(), atol=1e-5)
+        assert not weights[1, :, :, 9:].any()
+
+
+def test_attention_weights_of_a_batch_kept_whole():
+    model = draw(Deberta, CONFIGS["v2"])
+    ids, mask = batch()
+    expected = model(ids, mask, output_attentions=True).attentions
+    whole = model(ids.flatten(), packing=Packing.whole(mask.bool()), output_attentions=True).attentions
+    for ours, weights in zip(whole, expected, strict=True):
+        assert torch.allclose(ours, weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

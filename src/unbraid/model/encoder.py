@@ -88,11 +88,11 @@ class Attention(nn.Module):
             kept = terms()
         return [None if term is None else term[relative.used] for term in kept]
 
-    def weights(self, states: Tensor, relative: Relative, packing: Packing) -> list[Tensor]:
-        """The attention weights of every sequence, (H, length, length) each, by the reference."""
+    def weights(self, states: Tensor, relative: Relative, packing: Packing) -> Tensor:
+        """The attention weights, (B, H, T, T), zeros where there is no token."""
         q, k = self._heads(self.query(states)), self._heads(self.key(states))
         pos_k, pos_q, pos_pos = self._position_terms(relative)
-        return attention_probabilities(q, k, pos_k, pos_q, pos_pos, relative.slots, packing, packing, relative.causal)
+        return attention_probabilities(q, k, pos_k, pos_q, pos_pos, relative.slots, packing, relative.causal)
 
     def forward(
         self, query: Tensor, states: Tensor, relative: Relative, queries: Packing, keys: Packing, backend: Backend

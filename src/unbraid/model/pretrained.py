@@ -132,7 +132,7 @@ class Deberta(Pretrained):
             token_type_ids: the shape of input_ids; None: all of type 0. Unread by models without token types.
             packing: of packed input_ids.
             output_hidden_states: also give the embeddings and every layer's output.
-            output_attentions: also give the attention weights (from the reference backend, slow).
+            output_attentions: also give the attention weights, which takes memory for all of them.
 
         Raises:
             InputError: ids out of range or of a wrong type, a mask of another shape, an empty batch, a sequence longer
@@ -146,8 +146,7 @@ class Deberta(Pretrained):
             if output_hidden_states:
                 hidden.append(inputs.leave(states))
             if output_attentions:
-                weights = layer.attention.weights(states, relative, inputs.packing)
-                attentions.append(_pad_weights(weights, inputs))
+                attentions.append(layer.attention.weights(states, relative, inputs.packing))
 
         states, _ = self.encode(inputs, visit=visit)
         output = inputs.leave(states)
@@ -156,19 +155,6 @@ class Deberta(Pretrained):
             (*hidden, output) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
         )
-
-
-def _pad_weights(weights: list[Tensor], inputs: Inputs) -> Tensor:
-    """Each sequence's (H, length, length) to one (B, H, T, T), zeros elsewhere."""
-    width = inputs.packing.max_length
-    padded = []
-    for weight, places in zip(
-        weights, inputs.packing.positions.split(inputs.packing.offsets.diff().tolist()), strict=True
-    ):
-        cells = weight.new_zeros(weight.shape[0], width, width)
-        cells[:, places[:, None], places] = weight
-        padded.append(cells)
-    return torch.stack(padded)
 
 
 class Head(Pretrained):
