@@ -215,6 +215,71 @@ def test_losses_by_hand():
     assert torch.allclose(answer.loss, sum(expected) / 2)
 
 
+def test_what_is_not_counted_leaves_every_loss_alone():
+    ids, mask = batch()
+    real = mask.bool()
+    nothing, left_out = torch.full_like(ids, -100), torch.zeros_like(real)
+    left_out[0, 0] = left_out[1, 4] = True
+    labels = torch.randint(0, 2, ids.shape, generator=torch.Generator().manual_seed(4)).masked_fill(left_out, -100)
+
+    detector = draw(DebertaForReplacedTokenDetection, CONFIGS["v3"])
+    output, counted = detector(ids, mask, labels=labels), real & ~left_out
+    expected = nn.functional.binary_cross_entropy_with_logits(output.logits[counted], labels[counted].float())
+    assert torch.allclose(output.loss, expected)
+    assert torch.allclose(detector(ids, mask, labels=labels.float()).loss, expected)
+    for head in (DebertaForReplacedTokenDetection, DebertaForTokenClassification, DebertaForMaskedLM):
+        assert draw(head, CONFIGS["v3"])(ids, mask, labels=nothing).loss == 0
+
+    spans = draw(DebertaForQuestionAnswering, CONFIGS["v3"])
+    start, end = torch.tensor([2, -100, 5]), torch.full((3,), -100)
+    output = spans(ids, mask, start_positions=start, end_positions=end)
+    assert torch.allclose(output.loss, nn.functional.cross_entropy(output.start_logits, start) / 2)
+    output = spans(ids, mask, start_positions=end, end_positions=end)
+    assert output.loss == 0
+    output.loss.backward()
+
+
+def test_labels_may_be_of_32_bits():
+    ids, mask = batch()
+    each = torch.tensor([1, 0, 1])
+    cases = [(head, {"labels": ids % 2}) for head in (DebertaForMaskedLM, DebertaForTokenClassification)]
+    cases += [
+        (DebertaForReplacedTokenDetection, {"labels": ids % 2}),
+        (DebertaForSequenceClassification, {"labels": each}),
+    ]
+    cases += [(DebertaForQuestionAnswering, {"start_positions": each, "end_positions": each})]
+    for head, labels in cases:
+        model = draw(head, CONFIGS["v3"])
+        short = {name: value.int() for name, value in labels.items()}
+        assert torch.equal(model(ids, mask, **short).loss, model(ids, mask, **labels).loss), head
+    choices, ids, mask = draw(DebertaForMultipleChoice, CONFIGS["v3"]), ids[None], mask[None]
+    one = torch.tensor([2])
+    assert torch.equal(choices(ids, mask, labels=one.int()).loss, choices(ids, mask, labels=one).loss)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "message"),
+    [
+        (
+            DebertaForSequenceClassification,
+            {"labels": torch.tensor([[1, -100], [0, 1], [1, 1]])},
+            "labels holds -100; ",
+        ),
+        (DebertaForSequenceClassification, {"labels": torch.tensor([[1, 0], [0, 0.5], [1, 1]])}, "labels holds 0.5; "),
+        (DebertaForReplacedTokenDetection, {"labels": torch.full((3, 17), 2)}, "labels holds 2; give 0 or 1"),
+        (
+            DebertaForQuestionAnswering,
+            {"start_positions": torch.tensor([0, 8, 0]), "end_positions": torch.tensor([0, 9, 0])},
+            "positions holds one where there is no token",
+        ),
+    ],
+)
+def test_labels_that_mean_nothing_are_refused(head, labels, message):
+    model = draw(head, CONFIGS["v3"].replace(problem_type="multi_label_classification"))
+    with pytest.raises(InputError, match=message):
+        model(*batch(), **labels)
+
+
 def test_a_row_of_padding_only_gives_zeros():
     ids, mask = batch()
     mask[2] = 0
