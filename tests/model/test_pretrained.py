@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import pickle
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from unbraid.errors import InputError
-from unbraid.model.config import DebertaConfig
+from unbraid.model.config import Activation, DebertaConfig
 from unbraid.model.pretrained import (
     Deberta,
     DebertaForMaskedLM,
@@ -325,6 +327,13 @@ def test_bad_input_is_one_sentence(change, message):
     with pytest.raises(InputError, match=message) as caught:
         model(**({"input_ids": torch.tensor([[1, 2]])} | change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_every_activation_survives_pickling(activation):
+    model = draw(Deberta, CONFIGS["v2"].replace(hidden_act=activation, conv_act=activation))
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 (just written here)
+    assert torch.equal(says(again(*batch())), says(model(*batch())))
 
 
 def test_only_absolute_positions_limit_the_length():
