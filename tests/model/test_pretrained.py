@@ -343,6 +343,19 @@ def test_only_absolute_positions_limit_the_length():
         draw(Deberta, CONFIGS["bert"])(ids)
 
 
+@pytest.mark.parametrize(("head", "config"), [(Deberta, "bert"), (DebertaForMaskedLM, "v3")])
+def test_padding_beyond_the_absolute_positions_does_no_harm(head, config):
+    model = draw(head, CONFIGS[config])
+    ids = torch.zeros(2, 40, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    ids[0, :5], mask[0, :5] = torch.arange(5, 10), 1
+    alone, padded = says(model(ids[:1, :5])).view(5, -1), says(model(ids, mask))
+    assert torch.allclose(padded[0, :5] if head is Deberta else padded, alone, atol=1e-5)
+    assert says(model(ids, mask * 0)).isfinite().all()
+    with pytest.raises(InputError, match="a sequence of 36 tokens does not fit the 32 absolute positions"):
+        model(ids, mask.roll(31, 1))  # a token's column is its position
+
+
 def test_the_mask_decoder_needs_two_layers():
     with pytest.raises(InputError, match="num_hidden_layers >= 2"):
         DebertaForMaskedLM(CONFIGS["v3"].replace(num_hidden_layers=1))
