@@ -375,6 +375,28 @@ def test_overfits_one_batch(config):
     assert loss < 0.1
 
 
+TERMS = [terms for count in range(4) for terms in itertools.combinations(("c2p", "p2c", "p2p"), count)]
+
+
+@pytest.mark.parametrize("terms", TERMS, ids="+".join)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("norm", ["none", "layer_norm"])
+@pytest.mark.parametrize("head", [DebertaForMaskedLM, DebertaForReplacedTokenDetection])
+def test_whatever_is_trained_gets_a_gradient(head, norm, shared, terms, tmp_path):
+    """Or several processes could not train together."""
+    config = CONFIGS["v2"].replace(pos_att_type=terms, share_att_key=shared, norm_rel_ebd=norm)
+    drawn = draw(head, config)
+    drawn.save_pretrained(tmp_path)
+    ids, mask = batch()
+    for model in (drawn, head.from_pretrained(tmp_path)):
+        model(ids, mask, labels=ids % 2).loss.backward()
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+            name for name, p in model.named_parameters() if p.grad is not None
+        }
+        left = {name for name, p in model.named_parameters() if not p.requires_grad}
+        assert left == (set() if terms else {name for name in dict(model.named_parameters()) if ".relative_" in name})
+
+
 def below_the_decoder(model, ids, row, hide):
     """Logits with the state that the decoder reads at one row as it is, and shifted."""
     layer = model.deberta.encoder.layers[model.config.num_hidden_layers - 2]

@@ -180,6 +180,10 @@ class Encoder(nn.Module):
             self.relative_table = nn.Embedding(2 * span, config.hidden_size)
             if config.norm_rel_ebd == "layer_norm":
                 self.relative_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+            if not config.pos_att_type:  # checkpoints hold them all the same, but nothing reads them
+                self.relative_table.requires_grad_(False)
+                if self.relative_norm is not None:
+                    self.relative_norm.requires_grad_(False)
 
     def relative(self, max_length: int, causal: bool = False) -> Relative:
         """Relative positions for sequences of up to ``max_length`` tokens."""
