@@ -120,6 +120,7 @@ def test_no_position_terms(written):
         ({"pos_att_type": "c2p"}, "relative_attention is false"),
         ({"relative_attention": True, "pos_att_type": "c2c"}, "pos_att_type"),
         ({"relative_attention": True, "pos_att_type": "c2p|c2p"}, "names a term twice"),
+        ({"position_buckets": 8, "max_relative_positions": 1}, "max_relative_positions of at least 2"),
         ({"conv_kernel_size": 4}, "must be odd"),
         ({"model_type": "deberta", "position_buckets": 256}, r"model_type deberta \(v1\) has no position_buckets"),
         ({"model_type": "bert"}, "model_type"),

@@ -134,6 +134,8 @@ class DebertaConfig:
             raise ValueError("pos_att_type names position terms but relative_attention is false; empty it.")
         if self.position_buckets and self.position_buckets < 2:
             raise ValueError("position_buckets must be at least 2; leave it out for one slot a distance.")
+        if self.position_buckets and self.max_distance < 2:
+            raise ValueError("position_buckets needs max_relative_positions of at least 2; leave one of them out.")
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size ({self.conv_kernel_size}) must be odd, or 0 for no convolution.")
         if self.hidden_size % self.conv_groups:
