@@ -101,15 +101,16 @@ def _their_names(name: str, v1: bool = False) -> list[str]:
 
 
 def from_files(
-    tensors: dict[str, Tensor], wanted: Iterable[str], heads: int, source: str
+    tensors: dict[str, Tensor], wanted: Iterable[str], heads: int, source: str, unread: Iterable[str] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors under their names to tensors under ours.
 
     Args:
         tensors: as read; v1's packed projections included.
-        wanted: our names of all tensors that the model has.
+        wanted: our names of the tensors to find.
         heads: number of attention heads, to unpack v1's projections.
         source: where the tensors come from, for messages.
+        unread: our names of those that the model has but does not read.
 
     Returns:
         What was found, by our names, and which of ``wanted`` were not.
@@ -141,16 +142,17 @@ def from_files(
                 "pass new=('vocabulary',) for a fresh one."
             )
     relative = any(name.startswith("deberta.encoder.relative_table") for name in found)
-    unread = [
+    left = {their for name in unread for their in _their_names(name, v1)}
+    homeless = [
         name
         for name in tensors
-        if name not in read
+        if name not in read | left
         and not name.startswith(_FOREIGN)
         and not name.endswith("._weight")  # v3's difference to the generator's table, already within .weight
         and not (name.startswith("deberta.encoder.LayerNorm.") and not relative)
     ]
-    if unread:
-        raise InputError(f"{source}: {_listed(unread)} has no place in this model; check its configuration.")
+    if homeless:
+        raise InputError(f"{source}: {_listed(homeless)} has no place in this model; check its configuration.")
     return found, missing
 
 
@@ -242,12 +244,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".json":
         return _read_file(path)
     try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(map(Path, json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not an index of weight files.") from error
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        if Path(shard).name != shard or not (path.parent / shard).is_file():
+        if shard.name != str(shard) or not (path.parent / shard).is_file():
             raise InputError(f"{path} names {shard}, which is not in its folder; download it too.")
         tensors |= _read_file(path.parent / shard)
     return tensors
