@@ -6,8 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from unbraid.attention import disentangled_attention, relative_slots
+from unbraid.attention import attention_probabilities, disentangled_attention, reference, relative_slots
 from unbraid.packing import Packing
 
 BACKENDS = ["sdpa"]
@@ -161,6 +163,46 @@ def test_a_padded_batch_kept_whole(causal):
     output, gradients = whole.run("sdpa", torch.float64)
     assert torch.allclose(output[rows], expected, atol=1e-12)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+HOLES = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("whole", [False, True], ids=["packed", "whole"])
+@pytest.mark.parametrize("terms", [(), ("pos_k",), ("pos_k", "pos_q", "pos_pos")], ids=str)
+def test_probabilities_are_the_references_and_nothing_stands_at_padding(terms, whole, causal):
+    case, packed = draw(Packing.whole(HOLES), terms=terms, causal=causal), Packing.from_mask(HOLES)
+    q, k, pos_k, pos_q, pos_pos = (case.tensors.get(name) for name in ("q", "k", "pos_k", "pos_q", "pos_pos"))
+    rows, tables = HOLES.flatten().nonzero().squeeze(-1), (pos_k, pos_q, pos_pos, case.slots)
+    truths = reference.probabilities(q[rows], k[rows], *tables, packed, packed, causal)
+    if not whole:
+        q, k = q[rows], k[rows]
+    found = attention_probabilities(q, k, *tables, case.keys if whole else packed, causal)
+    expected = found.new_zeros(4, HEADS, 6, 6)
+    for cells, weights, mask in zip(expected, truths, HOLES, strict=True):
+        places = mask.nonzero().squeeze(-1)
+        cells[:, places[:, None], places] = weights
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_probabilities_take_no_memory_for_each_pair_of_tokens_and_width():
+    """The largest tensor on the way is one of scores."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            output = func(*args, **(kwargs or {}))
+            sizes = [each.numel() for each in pytree.tree_leaves(output) if isinstance(each, torch.Tensor)]
+            largest = max(largest, *sizes)
+            return output
+
+    case = draw(Packing.from_lengths([60]))
+    q, k, pos_k, pos_q = (case.tensors[name] for name in ("q", "k", "pos_k", "pos_q"))
+    with Watch():
+        attention_probabilities(q, k, pos_k, pos_q, None, case.slots, case.keys)
+    assert largest == HEADS * 60 * 60
 
 
 def test_the_reference_is_the_equation():

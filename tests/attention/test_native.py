@@ -361,6 +361,53 @@ def test_it_says_what_it_cannot_serve():
         native.attention(rows, rows, rows, table, None, None, slots[2:3], packing, packing, 0.0)
 
 
+def test_layouts_may_be_columns_of_a_table():
+    problem = draw_problem(Packing.from_lengths([9, 30]))
+
+    def column(x):
+        return torch.stack([x, torch.full_like(x, 7)], 1)[:, 0]
+
+    def columns(packing):
+        return dataclasses.replace(packing, offsets=column(packing.offsets), positions=column(packing.positions))
+
+    apart = dataclasses.replace(
+        problem, slots=column(problem.slots), queries=columns(problem.queries), keys=columns(problem.keys)
+    )
+    results = [layout.run(native.attention, torch.float32) for layout in (problem, apart)]
+    assert all(torch.equal(results[1][name], value) for name, value in results[0].items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(8, 2, 5)}, "one row for each of their positions"),
+        ({"k": torch.zeros(3, 2, 5)}, "one row for each of their positions"),
+        ({"k": torch.zeros(9, 1, 5), "v": torch.zeros(9, 1, 5)}, "the same heads and width"),
+        ({"v": torch.zeros(9, 2, 4)}, "the same heads and width"),
+        ({"pos_k": torch.zeros(16, 2, 4)}, "the heads and width of q"),
+        ({"pos_q": torch.zeros(16, 1, 5)}, "the heads and width of q"),
+        ({"pos_q": torch.zeros(12, 2, 5)}, "must have the same rows"),
+        ({"pos_pos": torch.zeros(16, 1)}, "the heads and width of q"),
+        ({"positions": torch.arange(9) // 2}, "positions must increase"),
+        ({"positions": torch.arange(9).flip(0)}, "positions must increase"),
+        ({"positions": torch.arange(8)}, "offsets must rise from 0 to the number of positions"),
+        ({"offsets": torch.tensor([0, 12])}, "offsets must rise from 0 to the number of positions"),
+        ({"offsets": torch.tensor([0, 5])}, "offsets must rise from 0 to the number of positions"),
+        ({"offsets": torch.tensor([0, 5, 3, 9])}, "offsets must rise from 0 to the number of positions"),
+        ({"offsets": torch.tensor([0, 4, 9])}, "of as many sequences"),
+        ({"slots": torch.zeros(2, 17, dtype=torch.int64)}, "slots must be one row"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_before_it_is_read(change, message):
+    problem = draw_problem(Packing.from_lengths([9]))
+    tensors = {name: change.get(name, tensor.float()) for name, tensor in problem.tensors.items()}
+    layout = {name: change[name] for name in ("offsets", "positions") if name in change}
+    queries = dataclasses.replace(problem.queries, **layout)
+    with pytest.raises(ValueError, match=message):
+        native.attention(*tensors.values(), change.get("slots", problem.slots), queries, problem.keys, 0.0)
+
+
 def test_a_second_derivative_is_refused_not_zero():
     problem = draw_problem(Packing.from_lengths([9]))
     q, *rest = [t.float().requires_grad_() for t in problem.tensors.values()]

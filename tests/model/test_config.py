@@ -63,6 +63,38 @@ def test_a_published_v1_configuration():
     assert DebertaConfig.from_dict(fields) == preset("deberta-base")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tokenizer_class": "DebertaV2Tokenizer", "sep_token_id": 2, "prefix": None},
+        {"_attn_implementation_autoset": True, "torchscript": False, "auto_map": {"AutoModel": "m.M"}},
+        {"sentence_transformers": {"version": "4.1.0"}, "output_past": True},
+        {"max_length": 20, "num_beams": 1, "do_sample": False},
+        {"classifier_dropout": None, "position_embedding_type": "absolute", "quantization_config": None},
+        {"pruned_heads": {}, "add_cross_attention": False},
+    ],
+    ids=str,
+)
+def test_what_transformers_adds_means_nothing_here(fields):
+    plain = preset("deberta-v3-small").to_dict()
+    assert DebertaConfig.from_dict(plain | fields) == DebertaConfig.from_dict(plain)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"classifier_dropout": 0.2},
+        {"position_embedding_type": "relative_key"},
+        {"pruned_heads": {"1": [0]}},
+        {"quantization_config": {"load_in_8bit": True}},
+    ],
+    ids=str,
+)
+def test_what_would_change_the_numbers_is_refused(fields):
+    with pytest.raises(InputError, match=f"unknown field '{next(iter(fields))}'"):
+        DebertaConfig.from_dict(preset("deberta-v3-small").to_dict() | fields)
+
+
 @pytest.mark.parametrize("written", [["c2p", "p2c"], "c2p|p2c", " C2P | p2c "])
 def test_position_terms_as_a_list_or_a_string(written):
     fields = {"relative_attention": True, "pos_att_type": written}
@@ -88,6 +120,7 @@ def test_no_position_terms(written):
         ({"pos_att_type": "c2p"}, "relative_attention is false"),
         ({"relative_attention": True, "pos_att_type": "c2c"}, "pos_att_type"),
         ({"relative_attention": True, "pos_att_type": "c2p|c2p"}, "names a term twice"),
+        ({"position_buckets": 8, "max_relative_positions": 1}, "max_relative_positions of at least 2"),
         ({"conv_kernel_size": 4}, "must be odd"),
         ({"model_type": "deberta", "position_buckets": 256}, r"model_type deberta \(v1\) has no position_buckets"),
         ({"model_type": "bert"}, "model_type"),

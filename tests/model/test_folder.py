@@ -13,6 +13,7 @@ import torch
 from unbraid import files
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
+from unbraid.model.precision import set_precision
 from unbraid.model.pretrained import (
     Deberta,
     DebertaForMaskedLM,
@@ -140,6 +141,27 @@ def test_new_heads_are_named_by_the_caller(folder):
         DebertaForSequenceClassification.from_pretrained(folder, new=("head",))
 
 
+def test_one_new_module_may_be_named_alone(folder):
+    torch.manual_seed(0)
+    model = DebertaForMaskedLM.from_pretrained(folder, new="vocabulary")
+    assert not torch.equal(
+        model.vocabulary.dense.weight, DebertaForMaskedLM.from_pretrained(folder).vocabulary.dense.weight
+    )
+
+
+@pytest.mark.parametrize("fields", [{"position_buckets": 8}, V1])
+def test_parts_of_the_bare_encoder_start_fresh_too(tmp_path, fields):
+    Deberta(DebertaConfig(**SMALL, **fields)).save_pretrained(tmp_path)
+    before = Deberta.from_pretrained(tmp_path)
+    model = Deberta.from_pretrained(tmp_path, new=("embeddings",), vocab_size=70)
+    assert model.embeddings.word.weight.shape == (70, 12)
+    for ours, other in zip(model.encoder.parameters(), before.encoder.parameters(), strict=True):
+        assert torch.equal(ours, other)
+    model = Deberta.from_pretrained(tmp_path, new=("encoder",), num_hidden_layers=3)
+    assert torch.equal(model.embeddings.word.weight, before.embeddings.word.weight)
+    assert not torch.equal(model.encoder.layers[0].up.weight, before.encoder.layers[0].up.weight)
+
+
 def test_transformers_drops_the_decoders_positions(folder):
     change(folder, lambda tensors: tensors.pop("deberta.embeddings.position_embeddings.weight"))
     with pytest.raises(InputError, match="mask_decoder_passes=0"):
@@ -214,6 +236,22 @@ def test_a_missing_shard_is_named(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"model-00002-of-00002.*, which is not in its folder"):
         Deberta.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [1, None, ["a"]])
+def test_an_index_of_something_else_is_told(folder, value):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": value}}))
+    with pytest.raises(InputError, match="is not an index of weight files"):
+        Deberta.from_pretrained(folder)
+
+
+def test_a_model_of_whole_numbers_is_not_written(folder):
+    model = Deberta.from_pretrained(folder)
+    set_precision(model, "int8")
+    with pytest.raises(InputError, match="int8 weights is for inference only"):
+        model.save_pretrained(folder / "int8")
+    assert not (folder / "int8").exists()
 
 
 def test_a_full_disk_leaves_what_was_there(folder, monkeypatch):

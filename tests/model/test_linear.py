@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import sys
+import threading
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -62,6 +65,7 @@ def test_inference_equals_the_layers(changes):
 CHANGES = {
     "optimizer": lambda model: torch.optim.SGD(model.parameters(), 0.1).step(),
     "in place": lambda model: [parameter.mul_(1.5) for parameter in model.parameters()],
+    "behind torch's back": lambda model: [parameter.data.mul_(1.5) for parameter in model.parameters()],
     "another tensor": lambda model: [setattr(p, "data", p.data * 1.5) for p in model.parameters()],
     "loading": lambda model: model.load_state_dict({n: t * 1.5 for n, t in model.state_dict().items()}),
     "one bias": lambda model: model.encoder.layers[1].attention.key.bias.add_(1),
@@ -110,12 +114,45 @@ def test_copies_and_pickles_start_without_what_was_remembered():
         assert other([weight], lambda: [3]) == [3]
 
 
+def test_threads_get_the_value_of_their_own_weights():
+    remembered: Frozen[int] = Frozen()
+    found: dict[int, set[int]] = {1: set(), 2: set()}
+    interval = sys.getswitchinterval()
+
+    def ask(number):
+        weights = [torch.ones(3)]
+        for _ in range(5000):
+            found[number].add(remembered(weights, lambda: number))
+            remembered.forget()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(number,)) for number in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == {1: {1}, 2: {2}}
+
+
+def test_merged_adapters_are_seen():
+    """They are added to the weights in place through ``.data``."""
+    model = draw_model()
+    before = run(model)
+    config = peft.LoraConfig(target_modules=["key", "up"], init_lora_weights=False)
+    merged = peft.PeftModel(model, config).merge_and_unload()
+    assert close(run(merged), run(merged, grad=True))
+    assert not close(run(merged), before)
+
+
 def test_training_forgets_what_was_remembered():
     model = draw_model()
     run(model)
     changed = model.encoder.layers[0].attention.key.weight
     run(model, grad=True)
-    changed.data.mul_(2)  # unseen by the counters
+    changed.data[16:].mul_(2)  # unseen
     assert close(run(model), run(model, grad=True))
 
 

@@ -162,6 +162,17 @@ def test_int8_from_bfloat16_reads_float32():
     assert model(torch.tensor([[1, 7, 9]])).logits.dtype == torch.float32
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_int8_cannot_be_undone(precision):
+    model = small(DebertaForMaskedLM)
+    set_precision(model, "int8")
+    set_precision(model, "int8")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=f"rounded to int8; read it again for precision='{precision}'"):
+        set_precision(model, precision)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_what_cannot_be_is_one_sentence():
     with pytest.raises(InputError, match="precision='int4' is unknown; choose 'float32', 'bfloat16', 'int8'"):
         set_precision(small(DebertaForMaskedLM), "int4")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import pickle
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from unbraid.errors import InputError
-from unbraid.model.config import DebertaConfig
+from unbraid.model.config import Activation, DebertaConfig
 from unbraid.model.pretrained import (
     Deberta,
     DebertaForMaskedLM,
@@ -133,6 +135,16 @@ def test_attention_weights_sum_to_one_at_real_tokens():
     for weights in attentions:
         sums = weights.sum(-1)
         assert torch.allclose(sums, mask[:, None].expand_as(sums).float(), atol=1e-5)
+        assert not weights[1, :, :, 9:].any()
+
+
+def test_attention_weights_of_a_batch_kept_whole():
+    model = draw(Deberta, CONFIGS["v2"])
+    ids, mask = batch()
+    expected = model(ids, mask, output_attentions=True).attentions
+    whole = model(ids.flatten(), packing=Packing.whole(mask.bool()), output_attentions=True).attentions
+    for ours, weights in zip(whole, expected, strict=True):
+        assert torch.allclose(ours, weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -205,6 +217,71 @@ def test_losses_by_hand():
     assert torch.allclose(answer.loss, sum(expected) / 2)
 
 
+def test_what_is_not_counted_leaves_every_loss_alone():
+    ids, mask = batch()
+    real = mask.bool()
+    nothing, left_out = torch.full_like(ids, -100), torch.zeros_like(real)
+    left_out[0, 0] = left_out[1, 4] = True
+    labels = torch.randint(0, 2, ids.shape, generator=torch.Generator().manual_seed(4)).masked_fill(left_out, -100)
+
+    detector = draw(DebertaForReplacedTokenDetection, CONFIGS["v3"])
+    output, counted = detector(ids, mask, labels=labels), real & ~left_out
+    expected = nn.functional.binary_cross_entropy_with_logits(output.logits[counted], labels[counted].float())
+    assert torch.allclose(output.loss, expected)
+    assert torch.allclose(detector(ids, mask, labels=labels.float()).loss, expected)
+    for head in (DebertaForReplacedTokenDetection, DebertaForTokenClassification, DebertaForMaskedLM):
+        assert draw(head, CONFIGS["v3"])(ids, mask, labels=nothing).loss == 0
+
+    spans = draw(DebertaForQuestionAnswering, CONFIGS["v3"])
+    start, end = torch.tensor([2, -100, 5]), torch.full((3,), -100)
+    output = spans(ids, mask, start_positions=start, end_positions=end)
+    assert torch.allclose(output.loss, nn.functional.cross_entropy(output.start_logits, start) / 2)
+    output = spans(ids, mask, start_positions=end, end_positions=end)
+    assert output.loss == 0
+    output.loss.backward()
+
+
+def test_labels_may_be_of_32_bits():
+    ids, mask = batch()
+    each = torch.tensor([1, 0, 1])
+    cases = [(head, {"labels": ids % 2}) for head in (DebertaForMaskedLM, DebertaForTokenClassification)]
+    cases += [
+        (DebertaForReplacedTokenDetection, {"labels": ids % 2}),
+        (DebertaForSequenceClassification, {"labels": each}),
+    ]
+    cases += [(DebertaForQuestionAnswering, {"start_positions": each, "end_positions": each})]
+    for head, labels in cases:
+        model = draw(head, CONFIGS["v3"])
+        short = {name: value.int() for name, value in labels.items()}
+        assert torch.equal(model(ids, mask, **short).loss, model(ids, mask, **labels).loss), head
+    choices, ids, mask = draw(DebertaForMultipleChoice, CONFIGS["v3"]), ids[None], mask[None]
+    one = torch.tensor([2])
+    assert torch.equal(choices(ids, mask, labels=one.int()).loss, choices(ids, mask, labels=one).loss)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "message"),
+    [
+        (
+            DebertaForSequenceClassification,
+            {"labels": torch.tensor([[1, -100], [0, 1], [1, 1]])},
+            "labels holds -100; ",
+        ),
+        (DebertaForSequenceClassification, {"labels": torch.tensor([[1, 0], [0, 0.5], [1, 1]])}, "labels holds 0.5; "),
+        (DebertaForReplacedTokenDetection, {"labels": torch.full((3, 17), 2)}, "labels holds 2; give 0 or 1"),
+        (
+            DebertaForQuestionAnswering,
+            {"start_positions": torch.tensor([0, 8, 0]), "end_positions": torch.tensor([0, 9, 0])},
+            "positions holds one where there is no token",
+        ),
+    ],
+)
+def test_labels_that_mean_nothing_are_refused(head, labels, message):
+    model = draw(head, CONFIGS["v3"].replace(problem_type="multi_label_classification"))
+    with pytest.raises(InputError, match=message):
+        model(*batch(), **labels)
+
+
 def test_a_row_of_padding_only_gives_zeros():
     ids, mask = batch()
     mask[2] = 0
@@ -252,11 +329,31 @@ def test_bad_input_is_one_sentence(change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_every_activation_survives_pickling(activation):
+    model = draw(Deberta, CONFIGS["v2"].replace(hidden_act=activation, conv_act=activation))
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 (just written here)
+    assert torch.equal(says(again(*batch())), says(model(*batch())))
+
+
 def test_only_absolute_positions_limit_the_length():
     ids = torch.randint(0, 60, (1, 100))
     assert draw(Deberta, CONFIGS["v3"])(ids).last_hidden_state.shape == (1, 100, 24)
     with pytest.raises(InputError, match="100 tokens does not fit"):
         draw(Deberta, CONFIGS["bert"])(ids)
+
+
+@pytest.mark.parametrize(("head", "config"), [(Deberta, "bert"), (DebertaForMaskedLM, "v3")])
+def test_padding_beyond_the_absolute_positions_does_no_harm(head, config):
+    model = draw(head, CONFIGS[config])
+    ids = torch.zeros(2, 40, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    ids[0, :5], mask[0, :5] = torch.arange(5, 10), 1
+    alone, padded = says(model(ids[:1, :5])).view(5, -1), says(model(ids, mask))
+    assert torch.allclose(padded[0, :5] if head is Deberta else padded, alone, atol=1e-5)
+    assert says(model(ids, mask * 0)).isfinite().all()
+    with pytest.raises(InputError, match="a sequence of 36 tokens does not fit the 32 absolute positions"):
+        model(ids, mask.roll(31, 1))  # a token's column is its position
 
 
 def test_the_mask_decoder_needs_two_layers():
@@ -276,6 +373,28 @@ def test_overfits_one_batch(config):
         loss.backward()
         optimizer.step()
     assert loss < 0.1
+
+
+TERMS = [terms for count in range(4) for terms in itertools.combinations(("c2p", "p2c", "p2p"), count)]
+
+
+@pytest.mark.parametrize("terms", TERMS, ids="+".join)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("norm", ["none", "layer_norm"])
+@pytest.mark.parametrize("head", [DebertaForMaskedLM, DebertaForReplacedTokenDetection])
+def test_whatever_is_trained_gets_a_gradient(head, norm, shared, terms, tmp_path):
+    """Or several processes could not train together."""
+    config = CONFIGS["v2"].replace(pos_att_type=terms, share_att_key=shared, norm_rel_ebd=norm)
+    drawn = draw(head, config)
+    drawn.save_pretrained(tmp_path)
+    ids, mask = batch()
+    for model in (drawn, head.from_pretrained(tmp_path)):
+        model(ids, mask, labels=ids % 2).loss.backward()
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+            name for name, p in model.named_parameters() if p.grad is not None
+        }
+        left = {name for name, p in model.named_parameters() if not p.requires_grad}
+        assert left == (set() if terms else {name for name in dict(model.named_parameters()) if ".relative_" in name})
 
 
 def below_the_decoder(model, ids, row, hide):

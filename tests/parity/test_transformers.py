@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 
+from unbraid.errors import InputError
 from unbraid.model import checkpoint, pretrained
 from unbraid.model.config import DebertaConfig
 
@@ -151,6 +152,33 @@ def test_the_old_masked_language_model_head_is_read(tmp_path):
     config = transformers.DebertaV2Config(**{**DebertaConfig(**SMALL).to_dict(), "legacy": True})
     theirs = transformers.DebertaV2ForMaskedLM(config).eval()
     draw_large(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = pretrained.DebertaForMaskedLM.from_pretrained(tmp_path)
+    batch = inputs(ours.config)
+    expected = [logits[batch["attention_mask"].bool()] for logits in [theirs(**batch).logits.detach()]]
+    assert_equal(outputs(ours, batch), expected)
+
+
+@pytest.mark.parametrize("family", ["Deberta", "DebertaV2"])
+def test_an_old_head_with_weights_of_its_own_is_refused(family, tmp_path):
+    fields = {**DebertaConfig(**SMALL).to_dict(), "legacy": True, "tie_word_embeddings": False}
+    if family == "Deberta":
+        fields |= {"position_buckets": -1, "share_att_key": False, "norm_rel_ebd": "none", "model_type": "deberta"}
+    theirs = getattr(transformers, f"{family}ForMaskedLM")(getattr(transformers, f"{family}Config")(**fields)).eval()
+    draw_large(theirs)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"cls.predictions.decoder.weight is not .*new=\('vocabulary',\)"):
+        pretrained.DebertaForMaskedLM.from_pretrained(tmp_path)
+    pretrained.DebertaForMaskedLM.from_pretrained(tmp_path, new=("vocabulary",))
+    pretrained.DebertaForTokenClassification.from_pretrained(tmp_path, new=("classifier",))
+    head, words = theirs.cls.predictions, theirs.deberta.embeddings.word_embeddings
+    with torch.no_grad():
+        head.decoder.weight.copy_(words.weight)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"cls.predictions.decoder.bias is not "):
+        pretrained.DebertaForMaskedLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        head.decoder.bias.copy_(head.bias)
     theirs.save_pretrained(tmp_path)
     ours = pretrained.DebertaForMaskedLM.from_pretrained(tmp_path)
     batch = inputs(ours.config)

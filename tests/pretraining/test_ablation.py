@@ -53,6 +53,14 @@ def lacks(name: str, other: str = "deberta") -> set[str]:
     return {key.split(".attention.")[-1] for key in others.keys() - mine.keys()}
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_of_a_variant_is_trained(name):
+    model = DebertaForMaskedLM(BASE.replace(**VARIANTS[name].model))
+    ids = torch.arange(10).view(2, 5)
+    model(ids, labels=ids).loss.backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 def test_every_name_that_can_be_asked_for_is_there():
     assert set(typing.get_args(Name)) == set(VARIANTS)
     assert set(typing.get_args(Group)) == set(GROUPS)

@@ -121,6 +121,19 @@ def test_without_a_generator_one_is_made_of_the_lower_layers(tmp_path, layers, m
     assert torch.equal(generator.decoder.position.weight, language_model.decoder.position.weight)
 
 
+@pytest.mark.parametrize("fields", [{}, V1])
+@pytest.mark.parametrize("sharing", ["gdes", "es", "nes"])
+def test_a_generator_that_is_made_shares_only_what_the_sharing_says(tmp_path, tokenizer, sharing, fields):
+    """Although both read one float32 file."""
+    draw(DebertaForMaskedLM, vocab_size=len(tokenizer), **fields).save_pretrained(tmp_path)
+    generator, discriminator, _ = continued_rtd(tmp_path, None)
+    config = RtdConfig(sharing=sharing, decoupled=sharing != "es")
+    trained = ReplacedTokenDetection(generator, discriminator, config, MaskingConfig(), tokenizer, keep_embeddings=True)
+    places = {parameter.data_ptr() for parameter in trained.detection.parameters()}
+    shared = {name for name, parameter in generator.named_parameters() if parameter.data_ptr() in places}
+    assert shared == ({"deberta.embeddings.word.weight"} if sharing == "es" else set())
+
+
 def test_a_v1_model_becomes_a_discriminator(tmp_path):
     model = draw(DebertaForMaskedLM, **V1)
     model.save_pretrained(tmp_path)

@@ -77,4 +77,4 @@ def disentangled_attention(
     raise ValueError(f"backend={backend!r} is unknown; choose 'auto', 'native', 'reference' or 'sdpa'.")
 
 
-attention_probabilities = reference.probabilities
+attention_probabilities = sdpa.probabilities

@@ -22,23 +22,19 @@ def _spread(rows: Tensor, packing: Packing) -> Tensor:
     return pad(rows, packing, packing.ranks, packing.longest)
 
 
-def attention(
+def _spread_scores(
     q: Tensor,
     k: Tensor,
-    v: Tensor,
     pos_k: Tensor | None,
     pos_q: Tensor | None,
     pos_pos: Tensor | None,
     slots: Tensor,
     queries: Packing,
     keys: Packing,
-    dropout_p: float,
-    causal: bool = False,
-) -> Tensor:
-    """Disentangled attention. See :func:`unbraid.attention.disentangled_attention`."""
-    q_BHND, k_BHKD, v_BHKD = (
-        _spread(rows, packing).transpose(1, 2) for rows, packing in ((q, queries), (k, keys), (v, keys))
-    )
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Queries (B, H, N, D), keys (B, H, K, D), what to add to their scaled products (B, H, N, K), and the scale."""
+    q_BHND, k_BHKD = (_spread(rows, packing).transpose(1, 2) for rows, packing in ((q, queries), (k, keys)))
     real_BK = keys.mask if keys.mask is not None else _spread(torch.ones_like(keys.positions), keys).bool()
     position_BN, position_BK = _spread(queries.positions, queries), _spread(keys.positions, keys)
     distance_BNK = position_BN[:, :, None] - position_BK[:, None, :]
@@ -65,6 +61,25 @@ def attention(
     bias_BHNK = torch.zeros_like(seen_BHNK, dtype=q.dtype).masked_fill(~seen_BHNK, torch.finfo(q.dtype).min / 2)
     for term in terms:
         bias_BHNK = bias_BHNK + term
+    return q_BHND, k_BHKD, bias_BHNK, scale
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_k: Tensor | None,
+    pos_q: Tensor | None,
+    pos_pos: Tensor | None,
+    slots: Tensor,
+    queries: Packing,
+    keys: Packing,
+    dropout_p: float,
+    causal: bool = False,
+) -> Tensor:
+    """Disentangled attention. See :func:`unbraid.attention.disentangled_attention`."""
+    q_BHND, k_BHKD, bias_BHNK, scale = _spread_scores(q, k, pos_k, pos_q, pos_pos, slots, queries, keys, causal)
+    v_BHKD = _spread(v, keys).transpose(1, 2)
     out_BHND = scaled_dot_product_attention(
         q_BHND, k_BHKD, v_BHKD, attn_mask=bias_BHNK, dropout_p=dropout_p, scale=scale
     )
@@ -72,3 +87,29 @@ def attention(
     if queries.mask is not None:
         return out_BNHD.flatten(0, 1)
     return out_BNHD.flatten(0, 1)[queries.sequence_ids * queries.longest + queries.ranks]
+
+
+def probabilities(
+    q: Tensor,
+    k: Tensor,
+    pos_k: Tensor | None,
+    pos_q: Tensor | None,
+    pos_pos: Tensor | None,
+    slots: Tensor,
+    packing: Packing,
+    causal: bool = False,
+) -> Tensor:
+    """The attention weights of sequences that read themselves, before dropout; for looking at, they are not fused.
+
+    Returns:
+        (B, H, T, T) for the T positions below ``packing.max_length``, zeros where there is no token.
+    """
+    mask = packing.mask
+    if mask is None:
+        real = torch.ones_like(packing.positions)
+        q, k, real = (pad(rows, packing, packing.positions, packing.max_length) for rows in (q, k, real))
+        q, k, mask = q.flatten(0, 1), k.flatten(0, 1), real.bool()
+    whole = Packing.whole(mask)
+    q_BHND, k_BHKD, bias_BHNK, scale = _spread_scores(q, k, pos_k, pos_q, pos_pos, slots, whole, whole, causal)
+    weights_BHNK = ((q_BHND * scale) @ k_BHKD.transpose(-1, -2) + bias_BHNK).softmax(-1)
+    return weights_BHNK.masked_fill(~mask[:, None, :, None], 0)

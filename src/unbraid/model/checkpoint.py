@@ -61,6 +61,12 @@ _V1_NAMES = {
 }
 """Module names that v1 files spell differently."""
 
+_TIED = {
+    "cls.predictions.decoder.weight": "deberta.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+"""What files may hold of transformers' older head a second time, and where it stands first."""
+
 _FOREIGN = (
     "lm_predictions.",
     "mask_predictions.",
@@ -95,21 +101,23 @@ def _their_names(name: str, v1: bool = False) -> list[str]:
 
 
 def from_files(
-    tensors: dict[str, Tensor], wanted: Iterable[str], heads: int, source: str
+    tensors: dict[str, Tensor], wanted: Iterable[str], heads: int, source: str, unread: Iterable[str] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors under their names to tensors under ours.
 
     Args:
         tensors: as read; v1's packed projections included.
-        wanted: our names of all tensors that the model has.
+        wanted: our names of the tensors to find.
         heads: number of attention heads, to unpack v1's projections.
         source: where the tensors come from, for messages.
+        unread: our names of those that the model has but does not read.
 
     Returns:
         What was found, by our names, and which of ``wanted`` were not.
 
     Raises:
-        InputError: a tensor that the model has no place for, or one that holds NaN or infinity.
+        InputError: a tensor that the model has no place for, one that holds NaN or infinity, or a vocabulary head with
+            other weights than the word embeddings'.
     """
     tensors = _with_prefix(tensors)
     v1 = any(name.endswith(".in_proj.weight") for name in tensors)
@@ -126,17 +134,25 @@ def from_files(
         found[name] = tensors[theirs]
         if not bool(torch.isfinite(found[name]).all()):
             raise InputError(f"{source}: {theirs} holds NaN or infinity; the checkpoint is damaged.")
+    for second, first in _TIED.items():
+        repeated = "cls.predictions.bias" in read and second in tensors and first in read
+        if repeated and not torch.equal(tensors[second].float(), tensors[first].float()):
+            raise InputError(
+                f"{source}: {second} is not {first}, and a head with weights of its own is not supported; "
+                "pass new=('vocabulary',) for a fresh one."
+            )
     relative = any(name.startswith("deberta.encoder.relative_table") for name in found)
-    unread = [
+    left = {their for name in unread for their in _their_names(name, v1)}
+    homeless = [
         name
         for name in tensors
-        if name not in read
+        if name not in read | left
         and not name.startswith(_FOREIGN)
         and not name.endswith("._weight")  # v3's difference to the generator's table, already within .weight
         and not (name.startswith("deberta.encoder.LayerNorm.") and not relative)
     ]
-    if unread:
-        raise InputError(f"{source}: {_listed(unread)} has no place in this model; check its configuration.")
+    if homeless:
+        raise InputError(f"{source}: {_listed(homeless)} has no place in this model; check its configuration.")
     return found, missing
 
 
@@ -228,12 +244,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".json":
         return _read_file(path)
     try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(map(Path, json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not an index of weight files.") from error
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        if Path(shard).name != shard or not (path.parent / shard).is_file():
+        if shard.name != str(shard) or not (path.parent / shard).is_file():
             raise InputError(f"{path} names {shard}, which is not in its folder; download it too.")
         tensors |= _read_file(path.parent / shard)
     return tensors

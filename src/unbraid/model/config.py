@@ -19,14 +19,34 @@ Count = Annotated[int, Field(ge=1)]
 
 _IGNORED_KEYS = frozenset(
     (
-        *("_name_or_path", "architectures", "model_name", "transformers_version", "finetuning_task"),
-        *("task_specific_params", "dtype", "torch_dtype", "legacy", "tie_word_embeddings", "z_steps"),
-        *("bos_token_id", "eos_token_id", "vocab_type", "pooler_hidden_size", "chunk_size_feed_forward"),
-        *("is_decoder", "is_encoder_decoder", "use_cache", "gradient_checkpointing"),
-        *("output_attentions", "output_hidden_states", "return_dict"),
+        *("_name_or_path", "architectures", "auto_map", "model_name", "transformers_version", "finetuning_task"),
+        *("task_specific_params", "dtype", "torch_dtype", "use_bfloat16", "torchscript", "tf_legacy_loss", "legacy"),
+        *("tie_word_embeddings", "z_steps", "vocab_type", "pooler_hidden_size", "chunk_size_feed_forward"),
+        *("bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "mask_token_id"),
+        *("tokenizer_class", "prefix", "sentence_transformers", "gradient_checkpointing", "is_decoder"),
+        *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "is_encoder_decoder"),
+        *("use_cache", "output_past", "output_attentions", "output_hidden_states", "return_dict"),
+        # of text that is generated
+        *("bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty", "do_sample"),
+        *("early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+        *("forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "min_length"),
+        *("no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores"),
+        *("remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens"),
+        *("temperature", "top_k", "top_p", "typical_p"),
     )
 )
 """Keys of released configurations that mean nothing here."""
+
+_NEUTRAL = {
+    "classifier_dropout": None,
+    "quantization_config": None,
+    "position_embedding_type": "absolute",
+    "pruned_heads": {},
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "tie_encoder_decoder": False,
+}
+"""Keys that mean nothing here with this value, and are unknown with another."""
 
 
 @settings
@@ -114,6 +134,8 @@ class DebertaConfig:
             raise ValueError("pos_att_type names position terms but relative_attention is false; empty it.")
         if self.position_buckets and self.position_buckets < 2:
             raise ValueError("position_buckets must be at least 2; leave it out for one slot a distance.")
+        if self.position_buckets and self.max_distance < 2:
+            raise ValueError("position_buckets needs max_relative_positions of at least 2; leave one of them out.")
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size ({self.conv_kernel_size}) must be odd, or 0 for no convolution.")
         if self.hidden_size % self.conv_groups:
@@ -172,7 +194,11 @@ class DebertaConfig:
         Raises:
             InputError: an unknown key, a wrong type, fields that do not fit together.
         """
-        fields = {key: value for key, value in fields.items() if key not in _IGNORED_KEYS}
+        fields = {
+            key: value
+            for key, value in fields.items()
+            if key not in _IGNORED_KEYS and not (key in _NEUTRAL and value == _NEUTRAL[key])
+        }
         read: dict[str, Any] = {
             "position_biased_input": True,
             "relative_attention": False,

@@ -69,11 +69,12 @@ def checked_positions(packing: Packing, table: nn.Embedding) -> Tensor:
     """The absolute position of each row, all within the table.
 
     Raises:
-        InputError: a sequence is longer than the table.
+        InputError: a sequence is longer than the table; how far it is padded does not matter.
     """
-    if packing.max_length > table.num_embeddings:
+    positions, size = packing.positions, table.num_embeddings
+    if packing.max_length > size and bool((positions >= size).any()):
         raise InputError(
-            f"a sequence of {packing.max_length} tokens does not fit the {table.num_embeddings} absolute positions "
+            f"a sequence of {int(positions.max()) + 1} tokens does not fit the {size} absolute positions "
             "of this model (max_position_embeddings); cut the text into shorter pieces."
         )
-    return packing.positions
+    return positions

@@ -88,11 +88,11 @@ class Attention(nn.Module):
             kept = terms()
         return [None if term is None else term[relative.used] for term in kept]
 
-    def weights(self, states: Tensor, relative: Relative, packing: Packing) -> list[Tensor]:
-        """The attention weights of every sequence, (H, length, length) each, by the reference."""
+    def weights(self, states: Tensor, relative: Relative, packing: Packing) -> Tensor:
+        """The attention weights, (B, H, T, T), zeros where there is no token."""
         q, k = self._heads(self.query(states)), self._heads(self.key(states))
         pos_k, pos_q, pos_pos = self._position_terms(relative)
-        return attention_probabilities(q, k, pos_k, pos_q, pos_pos, relative.slots, packing, packing, relative.causal)
+        return attention_probabilities(q, k, pos_k, pos_q, pos_pos, relative.slots, packing, relative.causal)
 
     def forward(
         self, query: Tensor, states: Tensor, relative: Relative, queries: Packing, keys: Packing, backend: Backend
@@ -180,6 +180,10 @@ class Encoder(nn.Module):
             self.relative_table = nn.Embedding(2 * span, config.hidden_size)
             if config.norm_rel_ebd == "layer_norm":
                 self.relative_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+            if not config.pos_att_type:  # checkpoints hold them all the same, but nothing reads them
+                self.relative_table.requires_grad_(False)
+                if self.relative_norm is not None:
+                    self.relative_norm.requires_grad_(False)
 
     def relative(self, max_length: int, causal: bool = False) -> Relative:
         """Relative positions for sequences of up to ``max_length`` tokens."""

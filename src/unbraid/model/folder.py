@@ -41,7 +41,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, new: Sequence[str] = (), revision: str | None = None, **config_changes: Any
+        cls, source: str | Path, *, new: str | Sequence[str] = (), revision: str | None = None, **config_changes: Any
     ) -> Self:
         """Reads a model, strictly: every tensor of the file has its place and every weight its tensor.
 
@@ -51,7 +51,7 @@ class Pretrained(nn.Module):
 
         Args:
             source: a folder, or a name on the hub.
-            new: modules that start fresh, whatever the file holds, e.g. ``("pooler", "classifier")``.
+            new: a module or modules that start fresh, whatever the file holds, e.g. ``("pooler", "classifier")``.
             revision: branch, tag or commit on the hub.
             config_changes: fields of the configuration to change, e.g. ``hidden_dropout_prob=0.2``.
 
@@ -74,7 +74,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_tensors(
-        cls, tensors: dict[str, Tensor], config: DebertaConfig, source: str, new: Sequence[str] = ()
+        cls, tensors: dict[str, Tensor], config: DebertaConfig, source: str, new: str | Sequence[str] = ()
     ) -> Self:
         """A model from tensors that were read already; see :meth:`from_pretrained`.
 
@@ -86,12 +86,16 @@ class Pretrained(nn.Module):
         """
         with torch.device("meta"):
             model = cls(config)
+        new = (new,) if isinstance(new, str) else new
         if unknown := set(new) - {name for name, _ in model.named_children()}:
             raise InputError(f"{cls.__name__} has no module {', '.join(sorted(unknown))} to start fresh.")
         expected = model._checkpoint_tensors()
-        fresh = {name for name in expected if name.split(".")[0] in new}
-        wanted = [name for name in expected if name not in fresh]
-        found, missing = checkpoint.from_files(tensors, wanted, config.num_attention_heads, source)
+        starting = {
+            id(tensor) for name in new for tensor in model.get_submodule(name).state_dict(keep_vars=True).values()
+        }
+        fresh = [name for name, tensor in expected.items() if id(tensor) in starting]
+        wanted = [name for name, tensor in expected.items() if id(tensor) not in starting]
+        found, missing = checkpoint.from_files(tensors, wanted, config.num_attention_heads, source, unread=fresh)
         if missing:
             raise InputError(checkpoint.missing_message(missing, source))
         for name, tensor in found.items():
@@ -120,13 +124,17 @@ class Pretrained(nn.Module):
             dtype: of the weights in the file, e.g. ``torch.float16`` for half the size; None: as they are.
 
         Raises:
-            InputError: a weight is too large for ``dtype``.
+            InputError: a weight is too large for ``dtype``, or of int8, which files do not hold.
             OSError: e.g. the disk is full; what was there stays.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         v1 = self.config.model_type == "deberta"
         tensors = {name: tensor.detach() for name, tensor in self._checkpoint_tensors().items()}
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise InputError(
+                "a model with int8 weights is for inference only: write it before set_precision, or read it again."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
         named = checkpoint.to_files(tensors, v1, self.config.num_attention_heads)
         if dtype is not None:
             named = {name: _narrowed(name, tensor, dtype) for name, tensor in named.items()}

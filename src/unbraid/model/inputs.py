@@ -111,3 +111,16 @@ def check_ids(ids: Tensor, size: int, name: str) -> None:
         if low < 0 or high >= size:
             wrong = low if low < 0 else high
             raise InputError(f"{name} holds {wrong}, outside the {size} ids from 0 to {size - 1}.")
+
+
+def check_binary(labels: Tensor, name: str) -> None:
+    """Checks that labels are 0 or 1.
+
+    Raises:
+        InputError: they are not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    wrong = labels[(labels != 0) & (labels != 1)]
+    if wrong.numel():
+        raise InputError(f"{name} holds {wrong[0].item():g}; give 0 or 1.")

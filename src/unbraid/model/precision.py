@@ -23,10 +23,12 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
             embeddings, the heads and the attention stay float32).
 
     Raises:
-        InputError: an unknown precision, or int8 on another device than the CPU.
+        InputError: an unknown precision, int8 on another device than the CPU, or another precision after int8.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision={precision!r} is unknown; choose {', '.join(map(repr, get_args(Precision)))}.")
+    if precision != "int8" and any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise InputError(f"the model was rounded to int8; read it again for precision={precision!r}.")
     model.to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     if precision != "int8":
         return

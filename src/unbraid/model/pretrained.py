@@ -20,7 +20,7 @@ from unbraid.model.embeddings import Embeddings, Perturbation
 from unbraid.model.encoder import Encoder, Layer, Relative
 from unbraid.model.folder import Pretrained
 from unbraid.model.heads import MaskDecoder, Pooler, ReplacedTokenHead, VocabularyHead
-from unbraid.model.inputs import Inputs, check_ids
+from unbraid.model.inputs import Inputs, check_binary, check_ids
 from unbraid.objective import IGNORED
 from unbraid.packing import Packing, pad
 
@@ -55,7 +55,7 @@ class SpanOutput:
     Attributes:
         start_logits: (B, T), the dtype's lowest value at padding; (N,) if the input came packed.
         end_logits: likewise.
-        loss: mean of both ends' cross entropy, if positions were given.
+        loss: mean of both ends' cross entropy (zero if none is counted), if positions were given.
     """
 
     start_logits: Tensor
@@ -132,7 +132,7 @@ class Deberta(Pretrained):
             token_type_ids: the shape of input_ids; None: all of type 0. Unread by models without token types.
             packing: of packed input_ids.
             output_hidden_states: also give the embeddings and every layer's output.
-            output_attentions: also give the attention weights (from the reference backend, slow).
+            output_attentions: also give the attention weights, which takes memory for all of them.
 
         Raises:
             InputError: ids out of range or of a wrong type, a mask of another shape, an empty batch, a sequence longer
@@ -146,8 +146,7 @@ class Deberta(Pretrained):
             if output_hidden_states:
                 hidden.append(inputs.leave(states))
             if output_attentions:
-                weights = layer.attention.weights(states, relative, inputs.packing)
-                attentions.append(_pad_weights(weights, inputs))
+                attentions.append(layer.attention.weights(states, relative, inputs.packing))
 
         states, _ = self.encode(inputs, visit=visit)
         output = inputs.leave(states)
@@ -156,19 +155,6 @@ class Deberta(Pretrained):
             (*hidden, output) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
         )
-
-
-def _pad_weights(weights: list[Tensor], inputs: Inputs) -> Tensor:
-    """Each sequence's (H, length, length) to one (B, H, T, T), zeros elsewhere."""
-    width = inputs.packing.max_length
-    padded = []
-    for weight, places in zip(
-        weights, inputs.packing.positions.split(inputs.packing.offsets.diff().tolist()), strict=True
-    ):
-        cells = weight.new_zeros(weight.shape[0], width, width)
-        cells[:, places[:, None], places] = weight
-        padded.append(cells)
-    return torch.stack(padded)
 
 
 class Head(Pretrained):
@@ -267,7 +253,7 @@ class DebertaForMaskedLM(Head):
         logits = self.vocabulary(decoded, self.deberta.embeddings.word.weight)
         if labels is None:
             return HeadOutput(logits)
-        return HeadOutput(logits, functional.cross_entropy(logits.float(), labels, reduction="sum") / max(1, len(rows)))
+        return HeadOutput(logits, _mean_cross_entropy(logits, labels))
 
 
 class DebertaForReplacedTokenDetection(Head):
@@ -295,22 +281,26 @@ class DebertaForReplacedTokenDetection(Head):
             input_ids: (B, T) int, or (N,) with ``packing``.
             attention_mask: (B, T), 1 = real; None: all real.
             token_type_ids: the shape of input_ids, or None.
-            labels: the shape of input_ids; 1 = replaced, 0 = original. Labels at padding are not read.
+            labels: the shape of input_ids; 1 = replaced, 0 = original, -100 = not counted. Labels at padding are not
+                read.
             packing: of packed input_ids.
 
         Returns:
             logits (B, T), zeros at padding, or (N,); positive where the token looks replaced. The mean binary cross
-            entropy over real tokens if labels were given.
+            entropy over counted tokens if labels were given (zero if none is counted).
 
         Raises:
-            InputError: see :meth:`Deberta.forward`.
+            InputError: see :meth:`Deberta.forward`; or another label.
         """
         inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
         logits = self.replaced(self.deberta.encode(inputs)[0], inputs.packing)
         loss = None
         if labels is not None:
             rows = inputs.rows(labels, "labels")
-            loss = functional.binary_cross_entropy_with_logits(logits.float(), rows.float())
+            counted = rows != IGNORED
+            check_binary(rows[counted], "labels")
+            losses = functional.binary_cross_entropy_with_logits(logits.float(), rows.float(), reduction="none")
+            loss = losses.masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1)
         return HeadOutput(inputs.leave(logits), loss)
 
 
@@ -364,9 +354,10 @@ class DebertaForSequenceClassification(Head):
         if problem == "regression":
             return functional.mse_loss(logits, labels.view_as(logits).float())
         if problem == "multi_label_classification":
+            check_binary(labels, "labels")
             return functional.binary_cross_entropy_with_logits(logits, labels.float())
         check_ids(labels, self.config.num_labels, "labels")
-        return functional.cross_entropy(logits, labels)
+        return functional.cross_entropy(logits, labels.long())
 
 
 class DebertaForTokenClassification(Head):
@@ -412,10 +403,8 @@ class DebertaForTokenClassification(Head):
         loss = None
         if labels is not None:
             rows = inputs.rows(labels, "labels")
-            counted = rows != IGNORED
-            check_ids(rows[counted], self.config.num_labels, "labels")
-            total = functional.cross_entropy(logits.float(), rows, ignore_index=IGNORED, reduction="sum")
-            loss = total / counted.sum().clamp(min=1)
+            check_ids(rows[rows != IGNORED], self.config.num_labels, "labels")
+            loss = _mean_cross_entropy(logits, rows)
         return HeadOutput(inputs.leave(logits), loss)
 
 
@@ -453,7 +442,7 @@ class DebertaForQuestionAnswering(Head):
             perturbation: of the packed embeddings before their LayerNorm; see :meth:`Embeddings.forward`.
 
         Raises:
-            InputError: see :meth:`Deberta.forward`; or a position out of range.
+            InputError: see :meth:`Deberta.forward`; or a position out of range or at padding.
         """
         inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
         logits = self.spans(self.deberta.encode(inputs, perturbation=perturbation)[0])
@@ -462,13 +451,15 @@ class DebertaForQuestionAnswering(Head):
         loss = None
         if start_positions is not None and end_positions is not None:
             width = inputs.packing.max_length
-            real = pad(torch.ones_like(inputs.ids), inputs.packing, inputs.packing.positions, width)
+            real = pad(torch.ones_like(inputs.ids), inputs.packing, inputs.packing.positions, width).bool()
             losses = []
             for scores, places in ((start, start_positions), (end, end_positions)):
-                check_ids(places[places != IGNORED], width, "positions")
+                counted = places != IGNORED
+                check_ids(places[counted], width, "positions")
+                if not torch.compiler.is_compiling() and not bool(real[counted, places[counted]].all()):
+                    raise InputError("positions holds one where there is no token; point at tokens, or give -100.")
                 spread = pad(scores.float(), inputs.packing, inputs.packing.positions, width)
-                spread = spread.masked_fill(real == 0, torch.finfo(torch.float32).min)
-                losses.append(functional.cross_entropy(spread, places, ignore_index=IGNORED))
+                losses.append(_mean_cross_entropy(spread.masked_fill(~real, torch.finfo(torch.float32).min), places))
             loss = (losses[0] + losses[1]) / 2
         return SpanOutput(inputs.leave(start, lowest), inputs.leave(end, lowest), loss)
 
@@ -532,9 +523,15 @@ class DebertaForMultipleChoice(Head):
         if labels is None:
             return HeadOutput(logits)
         check_ids(labels, num_choices, "labels")
-        return HeadOutput(logits, functional.cross_entropy(logits.float(), labels))
+        return HeadOutput(logits, functional.cross_entropy(logits.float(), labels.long()))
 
 
 def classifier_dropout(config: DebertaConfig) -> float:
     """Dropout before a classifier."""
     return config.hidden_dropout_prob if config.cls_dropout is None else config.cls_dropout
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Over the labels that count; zero if none does."""
+    total = functional.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)

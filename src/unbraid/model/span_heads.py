@@ -19,7 +19,7 @@ from unbraid.model.config import DebertaConfig
 from unbraid.model.dropout import Dropout
 from unbraid.model.embeddings import Perturbation
 from unbraid.model.heads import Pooler
-from unbraid.model.inputs import Inputs, check_ids
+from unbraid.model.inputs import Inputs, check_binary, check_ids
 from unbraid.model.pretrained import Head, HeadOutput, classifier_dropout
 from unbraid.packing import Packing
 
@@ -153,7 +153,7 @@ class DebertaForSpanClassification(Head):
         if labels is None:
             return HeadOutput(logits)
         check_ids(labels, self.config.num_labels, "labels")
-        return HeadOutput(logits, functional.cross_entropy(logits.float(), labels))
+        return HeadOutput(logits, functional.cross_entropy(logits.float(), labels.long()))
 
 
 class DebertaForEntityChoice(Head):
@@ -198,7 +198,7 @@ class DebertaForEntityChoice(Head):
             logits (S,), positive where the mention looks right; the mean binary cross entropy if labels were given.
 
         Raises:
-            InputError: see :meth:`Deberta.forward` and :meth:`Stretches.enter`.
+            InputError: see :meth:`Deberta.forward` and :meth:`Stretches.enter`; or a label that is not 0 or 1.
         """
         inputs = self.deberta.enter(input_ids, attention_mask, token_type_ids, packing)
         stretches = Stretches.enter(spans, inputs)
@@ -207,4 +207,5 @@ class DebertaForEntityChoice(Head):
         logits = self.classifier(self.dropout(functional.gelu(mentions))).squeeze(-1)
         if labels is None:
             return HeadOutput(logits)
+        check_binary(labels, "labels")
         return HeadOutput(logits, functional.binary_cross_entropy_with_logits(logits.float(), labels.float()))

@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -56,11 +57,18 @@ struct Rows {
   const int64_t* positions;
 
   Rows(const Tensor& offsets, const Tensor& at) : positions(at.const_data_ptr<int64_t>()) {
-    const int64_t* offset = offsets.const_data_ptr<int64_t>();
+    const int64_t *offset = offsets.const_data_ptr<int64_t>(), count = offsets.numel();
+    TORCH_CHECK_VALUE(
+        offsets.dim() == 1 && at.dim() == 1 && offsets.is_contiguous() && at.is_contiguous() && count > 0 &&
+            offset[0] == 0 && offset[count - 1] == at.numel() && std::is_sorted(offset, offset + count),
+        "offsets must rise from 0 to the number of positions.");
     first.push_back(0);
-    for (int64_t sequence = 0; sequence + 1 < offsets.numel(); ++sequence) {
-      const int64_t end = offset[sequence + 1];
-      for (int64_t row = offset[sequence]; row < end;) {
+    for (int64_t sequence = 0; sequence + 1 < count; ++sequence) {
+      const int64_t begin = offset[sequence], end = offset[sequence + 1];
+      TORCH_CHECK_VALUE(
+          std::adjacent_find(positions + begin, positions + end, std::greater_equal<>()) == positions + end,
+          "positions must increase within a sequence.");
+      for (int64_t row = begin; row < end;) {
         const int64_t* stop = std::lower_bound(positions + row, positions + end, positions[row] + BLOCK);
         const int64_t next = stop - positions;
         blocks.push_back({positions[row], positions[next - 1] - positions[row] + 1, row, next});
@@ -87,6 +95,8 @@ struct Distances {
   std::vector<int64_t> slot;
 
   Distances(const Tensor& slots, int64_t table_size, const Rows& queries, const Rows& keys) {
+    TORCH_CHECK_VALUE(queries.sequences() == keys.sequences(), "queries and keys must be of as many sequences.");
+    TORCH_CHECK_VALUE(slots.dim() == 1 && slots.is_contiguous(), "slots must be one row.");
     const int64_t* given = slots.const_data_ptr<int64_t>();
     const int64_t zero = slots.numel() / 2;
     int64_t least = 0, most = 0;
@@ -177,6 +187,20 @@ struct Problem {
         causal(causal),
         padded(round_up(width, LANES)),
         query_row(round_up(width + 1, LANES)) {
+    const auto fits = [&](const Tensor& x, const Tensor& positions) {
+      return x.dim() == 3 && x.size(0) == positions.numel() && x.size(1) == heads && x.size(2) == width &&
+          (x.is_contiguous() || (x.stride(1) == width && x.stride(2) == 1));
+    };
+    TORCH_CHECK_VALUE(
+        fits(q, query_positions) && fits(k, key_positions) && fits(v, key_positions),
+        "q, k and v must have one row for each of their positions, and all the same heads and width.");
+    const auto is_table = [&](const MaybeTensor& x, at::IntArrayRef sizes) {
+      return !x || (x->sizes() == sizes && x->is_contiguous());
+    };
+    TORCH_CHECK_VALUE(
+        is_table(pos_k, {table_size, heads, width}) && is_table(pos_q, {table_size, heads, width}) &&
+            is_table(pos_pos, {table_size, heads}),
+        "pos_k, pos_q and pos_pos must have the same rows, and the heads and width of q.");
     const int terms = 1 + (this->pos_k != nullptr) + (this->pos_q != nullptr) + (this->pos_pos != nullptr);
     const double exact = 1 / std::sqrt((double)width * terms);
     scale = exact;

@@ -112,7 +112,9 @@ def last_attention(encoder: Deberta, rows: Sequence[np.ndarray]) -> Iterator[Ten
         batch = pack([row.tolist() for row in rows[first : first + _LOT]])
         inputs = encoder.enter(batch.input_ids, None, None, batch.packing)
         states, relative = encoder.encode(inputs, num_layers=encoder.config.num_hidden_layers - 1)
-        yield from last.attention.weights(states, relative, inputs.packing)
+        weights = last.attention.weights(states, relative, inputs.packing)
+        for padded, length in zip(weights, batch.packing.offsets.diff().tolist(), strict=True):
+            yield padded[:, :length, :length]
 
 
 def shares(weights: Iterator[Tensor] | Sequence[Tensor], frequent: Sequence[np.ndarray]) -> dict[str, float]:

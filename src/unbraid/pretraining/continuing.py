@@ -68,7 +68,11 @@ def continued_rtd(
                 f"{name} has {config.num_hidden_layers} layers, too few for a generator of {layers}: "
                 "set rtd.generator_layers to less."
             )
-        lower = {key: t for key, t in tensors.items() if not (found := _LAYER.search(key)) or int(found[1]) < layers}
+        lower = {
+            key: tensor.clone()  # a model takes float32 tensors as they are, and those are the discriminator's
+            for key, tensor in tensors.items()
+            if not (found := _LAYER.search(key)) or int(found[1]) < layers
+        }
         generator, more = _with_new_heads(
             DebertaForMaskedLM, lower, config.replace(num_hidden_layers=layers), f"{name} up to layer {layers}"
         )
