@@ -108,6 +108,10 @@ def test_pretrain_continues_and_starts_from_a_model(demo, text, tmp_path, capsys
     assert "holds a run with another recipe" in fails(
         capsys, "pretrain", *arguments, *small, *start, "--output", tmp_path / "run", "--masking.max-ngram", "1"
     )
+    with text.open("a", encoding="utf-8") as file:
+        file.write("\n\none more")
+    error = fails(capsys, "pretrain", *arguments, *small, *start, "--output", tmp_path / "run")
+    assert "the data have changed since the run in" in error
 
 
 TINY = [

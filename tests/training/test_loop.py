@@ -187,6 +187,42 @@ def test_the_callers_recipe_counts_too(toys, tmp_path):
         run(path="b", rows=(1, 2))
 
 
+def test_other_data_are_refused(toys, tmp_path):
+    def run(per_epoch=5, **data):
+        batches = toys.Stream()
+        batches.per_epoch = per_epoch
+        return toys.train(toys.Toy(), batches, toys.TrainingConfig(epochs=1), tmp_path, data=data)
+
+    assert run(classes=("a", "b")).finished
+    before = toys.outcome(tmp_path)
+    assert json.loads((tmp_path / "data.json").read_text()) == {"steps": 5, "classes": ["a", "b"]}
+    with pytest.raises(InputError, match=r"the data have changed.*\(classes is \['a', 'c'\] and was \['a', 'b'\]\)"):
+        run(classes=("a", "c"))
+    for more_or_less in (3, 7):
+        with pytest.raises(InputError, match=rf"\(steps is {more_or_less} and was 5\): give another folder"):
+            run(more_or_less, classes=("a", "b"))
+    assert toys.outcome(tmp_path) == before
+    assert run(classes=("a", "b"), more="noted from now on").finished
+    with pytest.raises(InputError, match="more is 'other'"):
+        run(classes=("a", "b"), more="other")
+
+
+def test_a_run_that_began_before_its_data_were_noted_continues_but_not_beyond_its_end(toys, tmp_path):
+    def run(per_epoch, **fields):
+        batches = toys.Stream()
+        batches.per_epoch = per_epoch
+        return toys.train(toys.Toy(), batches, toys.TrainingConfig(epochs=1, **fields), tmp_path, data={"classes": 2})
+
+    for _ in range(4):
+        run(5, max_minutes=1e-9)
+    (tmp_path / "data.json").unlink()
+    with pytest.raises(InputError, match=r"\(it has come to step 4, and they make 3 steps\): give another folder"):
+        run(3)
+    assert not (tmp_path / "data.json").exists()
+    assert run(5).finished
+    assert (tmp_path / "data.json").exists()
+
+
 def test_what_does_not_touch_the_result_may_change(toys, tmp_path, whole):
     toys.run(tmp_path, max_minutes=1e-9, checkpoint_every=1, keep_checkpoints=3)
     toys.run(tmp_path)

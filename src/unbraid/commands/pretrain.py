@@ -117,6 +117,7 @@ def run(config: Config) -> Result:
         config.training,
         output,
         recipe={key: value for key, value in described.items() if key not in ("output", "cache", "training")},
+        data=corpus.fingerprint,
         evaluate=evaluate if held_out else None,
         evaluate_first=config.continue_from is not None,
         best=("loss", "min") if held_out else None,
