@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import itertools
 import json
@@ -123,19 +124,41 @@ def test_a_disk_that_is_full_at_any_moment_is_one_sentence_and_spoils_nothing(to
     assert at > 40
 
 
-def test_a_disk_that_is_really_full(toys, tmp_path, whole):
-    toys.run(tmp_path, max_minutes=1e-9)
+@contextlib.contextmanager
+def room_for(size):
+    """No file can become larger than this."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(InputError, match=r"File too large.*last complete checkpoint is step-00000001: free space"):
-            toys.run(tmp_path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_disk_that_is_really_full(toys, tmp_path, whole):
+    toys.run(tmp_path, max_minutes=1e-9)
+    with (
+        room_for(2000),
+        pytest.raises(InputError, match=r"File too large.*last complete checkpoint is step-00000001: free space"),
+    ):
+        toys.run(tmp_path)
     toys.run(tmp_path)
     assert toys.outcome(tmp_path) == whole
+
+
+def test_a_disk_that_is_full_when_a_row_of_metrics_is_written(toys, tmp_path):
+    often = {"steps": 60, "log_every": 1, "checkpoint_every": 10, "evaluate_every": None}
+    with (
+        room_for(8000),
+        pytest.raises(InputError, match=r"File too large.*last complete checkpoint is step-000000[1-5]0: free space"),
+    ):
+        toys.run(tmp_path / "full", **often)
+    assert 7000 < (tmp_path / "full/metrics.jsonl").stat().st_size <= 8000
+    toys.run(tmp_path / "full", **often)
+    toys.run(tmp_path / "whole", **often)
+    assert toys.outcome(tmp_path / "full") == toys.outcome(tmp_path / "whole")
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(toys, tmp_path, whole, capsys):
