@@ -350,6 +350,7 @@ def test_faults_are_told_before_anything_is_trained(place, tmp_path, capsys):
         (["--corpus.held-out", "0"], "corpus.held_out must be more than 0"),
         (["--variants", "bert"], "bert"),
         (["--training.patience", "2"], "leave training.patience out"),
+        (["--evaluation-batches", "0"], "evaluation_batches: Input should be greater than or equal to 1"),
     ]
     for more, message in cases:
         with pytest.raises(SystemExit):

@@ -74,6 +74,12 @@ def test_values_that_do_not_fit_are_told_in_one_sentence(capsys):
     assert "pydantic" not in said
 
 
+def test_no_batches_to_evaluate_on_are_told_before_anything_is_read(tmp_path, capsys):
+    where = ["--corpus.path", tmp_path / "none", "--tokenizer", tmp_path / "none", "--output", tmp_path / "run"]
+    said = fails(capsys, "pretrain", *where, "--training.steps", "1", "--evaluation-batches", "0")
+    assert "evaluation_batches: Input should be greater than or equal to 1" in re.sub(r"[\s│]+", " ", said)
+
+
 def test_the_demo_writes_its_report(demo):
     report = (demo / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 4

@@ -93,7 +93,7 @@ class Config:
     """Stop with a checkpoint after this many minutes; the same command continues."""
     cache: str | None = None
     """Folder for the tokenised text; by default OUTPUT/corpus."""
-    evaluation_batches: int = 32
+    evaluation_batches: Annotated[int, Field(ge=1)] = 32
     """Held-out micro-batches to measure on."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass of pretraining."""

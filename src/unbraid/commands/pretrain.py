@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from unbraid.model.config import DebertaConfig
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
@@ -46,7 +48,7 @@ class Config:
     """Masked tokens, replaced tokens (v3), the next token, or masked and next tokens in turn."""
     cache: str | None = None
     """Folder for the tokenised text; by default OUTPUT/corpus."""
-    evaluation_batches: int = 32
+    evaluation_batches: Annotated[int, Field(ge=1)] = 32
     """Held-out micro-batches to measure on."""
     backend: Literal["auto", "native", "reference", "sdpa"] = "auto"
     """How attention is computed; unbraid info says what auto takes. The others are for comparison."""
