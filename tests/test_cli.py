@@ -142,7 +142,14 @@ def test_pretrain_by_replaced_tokens_and_go_on(demo, text, tmp_path, capsys):
     assert more[0]["step"] == 0
     assert more[0]["generator_loss"] == pytest.approx(rows[-1]["generator_loss"], rel=1e-5)
     assert more[0]["detection_loss"] == pytest.approx(rows[-1]["detection_loss"], rel=1e-5)
-    assert "starts fresh" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "starts fresh" not in told
+    assert "give way" not in told
+    es = ["--rtd.sharing", "es", "--rtd.no-decoupled", "--continue-from"]
+    run("pretrain", *arguments, *es, model, "--output", tmp_path / "shared")
+    assert f"{model} has embeddings other than its generator's: they give way to these (es)." in capsys.readouterr().err
+    run("pretrain", *arguments, *es, tmp_path / "shared/model", "--output", tmp_path / "again")
+    assert "give way" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("objective", ["causal", "joint"])

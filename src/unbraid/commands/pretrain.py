@@ -166,6 +166,7 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> MaskedLanguageModeli
     from unbraid.pretraining.continuing import continued_mlm, continued_rtd
     from unbraid.pretraining.mlm import MaskedLanguageModeling
     from unbraid.pretraining.rtd import ReplacedTokenDetection
+    from unbraid.pretraining.sharing import same_tables
 
     shape, source, notes = config.model.replace(vocab_size=len(tokenizer)), config.continue_from, []
     if config.objective == "rtd":
@@ -175,6 +176,9 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> MaskedLanguageModeli
             discriminator = DebertaForReplacedTokenDetection(shape)
         else:
             generator, discriminator, notes = continued_rtd(source, config.rtd.generator_layers)
+            tables = generator.deberta.embeddings, discriminator.deberta.embeddings
+            if config.rtd.sharing == "es" and not same_tables(*tables):
+                notes.append(f"{source} has embeddings other than its generator's: they give way to these (es).")
         models = [generator, discriminator]
         objective = ReplacedTokenDetection(
             generator, discriminator, config.rtd, config.masking, tokenizer, keep_embeddings=source is not None

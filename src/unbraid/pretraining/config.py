@@ -110,7 +110,7 @@ class RtdConfig:
     decoupled: bool = True
     """Update the generator, then the discriminator, on the same batch; or both at once, by the sum of their losses."""
     generator_layers: Annotated[int, Field(ge=2)] | None = None
-    """Layers of the generator; None: half of the discriminator's, at least 2."""
+    """Layers of the generator; None: half of the discriminator's, at least 2, or those of the one continued from."""
     detection_weight: Annotated[float, Field(gt=0)] = 50.0
     """Lambda, the weight of the discriminator's mean loss beside the generator's."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
