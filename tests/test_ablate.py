@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import re
@@ -13,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from unbraid import cli
+from unbraid import cli, files
 from unbraid.commands import ablate, finetune, pretrain
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
@@ -266,6 +267,40 @@ def test_processes_side_by_side_take_turns_at_the_files_of_all_runs(place, finis
     assert table.stat().st_mtime_ns == before
     assert ablate.compare(config, tasks) == table.read_text(encoding="utf-8")
     assert table.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe.json", "attention.json", "ablation.json", "ablation.md", "ablation.png", "attention.png"]
+)
+def test_a_full_disk_is_one_sentence_and_costs_no_run(name, place, finished, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    (output / "roberta/seed-3/pretraining/attention.json").unlink()
+    replace = files.replace_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replace_bytes", full)
+        with pytest.raises(SystemExit):
+            run(place, output)
+    where = output / "roberta/seed-3/pretraining" if name == "attention.json" else output
+    assert capsys.readouterr().err == (
+        f"unbraid: cannot write to {where} ([Errno 28] No space left on device): "
+        "free space there and run the same command again to continue.\n"
+    )
+    run(place, output)
+    assert without_minutes(output) == without_minutes(finished)
+
+
+def test_an_output_that_is_a_file(place, tmp_path, capsys):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(SystemExit):
+        run(place, tmp_path / "runs")
+    assert f"unbraid: cannot write to {tmp_path / 'runs'} ([Errno 17]" in capsys.readouterr().err
 
 
 def vars_of(config: ablate.Config) -> dict:

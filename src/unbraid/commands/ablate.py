@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -285,7 +286,11 @@ def train(
 
 
 def measure_attention(run: Path, held_out: Documents, longest: int) -> None:
-    """Writes where the model of a finished pretraining looks in held-out text, in rows of up to ``longest`` tokens."""
+    """Writes where the model of a finished pretraining looks in held-out text, in rows of up to ``longest`` tokens.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
     from unbraid.files import replace_text
     from unbraid.model.pretrained import Deberta
     from unbraid.pretraining.attention_maps import measure
@@ -293,7 +298,8 @@ def measure_attention(run: Path, held_out: Documents, longest: int) -> None:
 
     model = run / "model"
     found = measure(Deberta.from_pretrained(model), Tokenizer.from_pretrained(model), held_out, longest)
-    replace_text(run / ATTENTION, json.dumps(dataclasses.asdict(found)))
+    with _writing(run):
+        replace_text(run / ATTENTION, json.dumps(dataclasses.asdict(found)))
 
 
 def read_attention(run: Path) -> Attention:
@@ -345,6 +351,9 @@ def compare(config: Config, tasks: Mapping[str, finetune.Config]) -> str:
 
     Returns:
         What stands in ablation.md.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
     """
     import numpy as np
 
@@ -372,11 +381,12 @@ def compare(config: Config, tasks: Mapping[str, finetune.Config]) -> str:
             for name, runs in found.items()
         }
         maps = {name: [(np.array(each.weights), each.tokens) for each in look.maps] for name, look in looks.items()}
-        replace_text(output / "ablation.json", json.dumps(summary(found), indent=1))
-        replace_text(output / "ablation.md", text)
         plot = comparison(lines, "step", "masked loss on held-out text (nats)", differences(found))
-        replace_bytes(output / "ablation.png", plot)
-        replace_bytes(output / "attention.png", attention_maps(maps))
+        with _writing(output):
+            replace_text(output / "ablation.json", json.dumps(summary(found), indent=1))
+            replace_text(output / "ablation.md", text)
+            replace_bytes(output / "ablation.png", plot)
+            replace_bytes(output / "attention.png", attention_maps(maps))
         return text
 
 
@@ -404,8 +414,20 @@ def is_finished(config: Config, tasks: Iterable[str], name: str, seed: int) -> b
 
 def _alone(output: Path) -> FileLock:
     """Held while the files of all runs together are read and written: other processes may make runs beside this one."""
-    output.mkdir(parents=True, exist_ok=True)
+    with _writing(output):
+        output.mkdir(parents=True, exist_ok=True)
     return FileLock(output / ".lock")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Tells in one sentence that the disk is full or cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error}): free space there and run the same command again to continue."
+        ) from error
 
 
 def _folder(config: Config, name: str, seed: int) -> Path:
@@ -439,7 +461,7 @@ def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record:
         record: write it down for the next time.
 
     Raises:
-        InputError: something else than before.
+        InputError: something else than before, or the folder cannot be written.
     """
     from unbraid.files import replace_text
     from unbraid.training.loop import FREE_FIELDS
@@ -467,4 +489,5 @@ def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record:
                         "give another folder, or the same values to continue."
                     )
         if record:
-            replace_text(path, json.dumps(former | now, indent=1))
+            with _writing(path.parent):
+                replace_text(path, json.dumps(former | now, indent=1))
