@@ -34,7 +34,7 @@ class CorpusConfig:
     first_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """How long that part is, as a share of the run's micro-batches."""
     batch_tokens: Annotated[int, Field(ge=3)] = 8192
-    """Tokens in a micro-batch, on average; it may have up to two rows more or less, mostly up to one."""
+    """Tokens in a micro-batch: mostly within one row of this average, always less than two."""
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     """Each path is a language, drawn with probability ~ (its tokens) ** temperature; None: all are one corpus."""
     seed: Annotated[int, Field(ge=0)] = 0
