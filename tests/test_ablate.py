@@ -261,7 +261,7 @@ def test_processes_side_by_side_take_turns_at_the_files_of_all_runs(place, finis
     monkeypatch.setattr(ablate, "FileLock", functools.partial(FileLock, timeout=0))
     before = table.stat().st_mtime_ns
     with FileLock(finished / ".lock"):
-        for use in (ablate.compare, functools.partial(ablate._check_same, record=True)):
+        for use in (ablate.compare, functools.partial(ablate._check_same, text={}, record=True)):
             with pytest.raises(Timeout):
                 use(config, tasks)
     assert table.stat().st_mtime_ns == before
@@ -299,7 +299,7 @@ def test_a_full_disk_is_one_sentence_and_costs_no_run(name, place, finished, tmp
 def test_an_output_that_is_a_file(place, tmp_path, capsys):
     (tmp_path / "runs").write_text("")
     with pytest.raises(SystemExit):
-        run(place, tmp_path / "runs")
+        run(place, tmp_path / "runs", "--cache", tmp_path / "cache")
     assert f"unbraid: cannot write to {tmp_path / 'runs'} ([Errno 17]" in capsys.readouterr().err
 
 
@@ -318,6 +318,10 @@ def test_tasks_and_seeds_may_come_later_but_no_other_values(place, finished, tmp
     recipe = (place / "towns.toml").read_text()
     (tmp_path / "towns.toml").write_text(recipe.replace("steps = 3", "steps = 2"))
     assert "tasks.towns.training.steps was 3" in changed("--tasks", tmp_path / "towns.toml")
+    text = (place / "text.txt").read_text(encoding="utf-8")
+    (place / "text.txt").write_text(text + "\n\nthe river", encoding="utf-8")
+    assert "holds an ablation where text.documents was" in changed()
+    (place / "text.txt").write_text(text, encoding="utf-8")
 
     trained = []
     monkeypatch.setattr(ablate, "train", lambda *arguments: trained.append(arguments[2:4]))

@@ -37,7 +37,7 @@ from unbraid.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from unbraid.pretraining.attention_maps import Attention
-    from unbraid.pretraining.corpus import Documents
+    from unbraid.pretraining.corpus import Corpus, Documents
 
 PRETRAINING = "pretraining"
 """The folder of a pretraining, beside those of the tasks."""
@@ -142,8 +142,8 @@ def run(config: Config) -> None:
     processes = PartialState(cpu=config.training.device == "cpu" or not torch.accelerator.is_available())
     check_shared(config, tasks, processes.num_processes)
     speaks = processes.is_main_process
-    _check_same(config, tasks, record=speaks)
-    held_out = read_held_out(config)
+    corpus = read_corpus(config)
+    _check_same(config, tasks, corpus.fingerprint, record=speaks)
     ends = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     plan = [(seed, name) for seed in config.seeds for name in config.names]
     text, said = "", f"{output}: ablation.md, ablation.json, ablation.png, attention.png"
@@ -152,7 +152,7 @@ def run(config: Config) -> None:
             continue
         if speaks:
             print(f"{number} of {len(plan)}: {name}, seed {seed}{_left(config, tasks, plan)}", flush=True)
-        if not train(config, tasks, name, seed, held_out, ends):
+        if not train(config, tasks, name, seed, corpus.held_out, ends):
             said = f"{output}: stopped in run {number} of {len(plan)}; run the same again to continue."
             break
         text = compare(config, tasks) if speaks else ""
@@ -223,8 +223,8 @@ def check_shared(config: Config, tasks: Mapping[str, finetune.Config], processes
             )
 
 
-def read_held_out(config: Config) -> Documents:
-    """The held-out text, tokenised if it is not yet.
+def read_corpus(config: Config) -> Corpus:
+    """The text, tokenised if it is not yet.
 
     Raises:
         InputError: no text fell into the held-out part, or see :func:`unbraid.pretraining.corpus.prepare`.
@@ -232,13 +232,13 @@ def read_held_out(config: Config) -> Documents:
     from unbraid.pretraining.corpus import prepare
     from unbraid.text.tokenizer import Tokenizer
 
-    held_out = prepare(config.corpus, Tokenizer.from_pretrained(config.tokenizer), _cache(config)).held_out
-    if not len(held_out):
+    corpus = prepare(config.corpus, Tokenizer.from_pretrained(config.tokenizer), _cache(config))
+    if not len(corpus.held_out):
         raise InputError(
             "no document fell into the held-out part: give more text, or more of corpus.held_out; "
             "--corpus.document line makes each line of a text file a document."
         )
-    return held_out
+    return corpus
 
 
 def train(
@@ -452,12 +452,13 @@ def _split(recipe: finetune.Config) -> str:
     return "test" if len(recipe.task.test) == 1 else "dev"
 
 
-def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record: bool) -> None:
+def _check_same(config: Config, tasks: Mapping[str, finetune.Config], text: Mapping[str, Any], *, record: bool) -> None:
     """Compares what decides the results with what it was when the folder's first run began; tasks may come later.
 
     Args:
         config: of the ablation.
         tasks: see :func:`read_tasks`.
+        text: see :attr:`Corpus.fingerprint`.
         record: write it down for the next time.
 
     Raises:
@@ -476,7 +477,7 @@ def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record:
 
     parts = {"ablation": config, **{f"tasks.{name}": recipe for name, recipe in tasks.items()}}
     now = {name: settled(dataclasses.asdict(part), name) for name, part in parts.items()}
-    now = json.loads(json.dumps(now))
+    now = json.loads(json.dumps({**now, "text": settled(text, "text")}))
     path = Path(config.output) / "recipe.json"
     with _alone(path.parent):
         former = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
