@@ -80,6 +80,30 @@ def test_no_batches_to_evaluate_on_are_told_before_anything_is_read(tmp_path, ca
     assert "evaluation_batches: Input should be greater than or equal to 1" in re.sub(r"[\s│]+", " ", said)
 
 
+@pytest.mark.parametrize(
+    ("objective", "option", "does_something"),
+    [
+        ("mlm", "rtd.temperature", False),
+        ("joint", "rtd.temperature", False),
+        ("causal", "rtd.temperature", False),
+        ("rtd", "rtd.temperature", True),
+        ("causal", "masking.probability", False),
+        ("mlm", "masking.probability", True),
+        ("joint", "masking.probability", True),
+        ("rtd", "masking.probability", True),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(objective, option, does_something, capsys):
+    from unbraid.commands.pretrain import Config
+
+    words = ["--corpus.path", "a", "--tokenizer", "b", "--output", "c", "--training.steps", "1"]
+    words += ["--objective", objective, f"--{option}", "0.5"]
+    with contextlib.nullcontext() if does_something else pytest.raises(SystemExit):
+        cli.read_config(Config, "pretrain", words)
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+    assert (f"the objective is {objective}, so {option} does nothing: leave it out" in said) != does_something
+
+
 def test_the_demo_writes_its_report(demo):
     report = (demo / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 4

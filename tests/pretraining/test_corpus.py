@@ -488,6 +488,7 @@ def test_languages(tmp_path, tokenizer):
         {"path": "a.txt", "rows": "sentence"},
         {"path": "a.txt", "first_length": 512},
         {"path": "a.txt", "first_length": 128, "first_share": 1.0},
+        {"path": "a.txt", "first_share": 0.3},
         {"path": "a.txt", "temperature": 0.3},
         {"path": ("a.txt", "b.txt"), "temperature": 1.5},
     ],

@@ -173,7 +173,7 @@ def pretraining(config: Config, name: str, seed: int) -> pretrain.Config:
         gradient_checkpointing=config.gradient_checkpointing,
         corpus=dataclasses.replace(config.corpus, seed=seed),
         masking=config.masking,
-        rtd=dataclasses.replace(config.rtd, **variant.rtd),
+        rtd=dataclasses.replace(config.rtd, **variant.rtd) if variant.objective == "rtd" else RtdConfig(),
         model=config.model.replace(**variant.model),
         training=dataclasses.replace(config.training, seed=seed),
     )

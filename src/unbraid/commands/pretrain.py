@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unbraid.model.config import DebertaConfig
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 EVALUATION_SEED = 0
 """Of the tokens hidden in held-out text: the same for every run, so that losses compare."""
+
+_UNREAD = {"mlm": ("rtd",), "rtd": (), "causal": ("masking", "rtd"), "joint": ("rtd",)}
+"""The tables of options that an objective does not read."""
 
 
 @settings
@@ -64,6 +67,18 @@ class Config:
     """The model; for replaced token detection the discriminator."""
     training: TrainingConfig
     """The run."""
+
+    @model_validator(mode="after")
+    def _every_option_is_read(self) -> Config:
+        changed = [
+            f"{part}.{field.name}"
+            for part in _UNREAD[self.objective]
+            for field in dataclasses.fields(getattr(self, part))
+            if getattr(getattr(self, part), field.name) != field.default
+        ]
+        if changed:
+            raise ValueError(f"the objective is {self.objective}, so {changed[0]} does nothing: leave it out.")
+        return self
 
 
 def run(config: Config) -> Result:

@@ -54,6 +54,8 @@ class CorpusConfig:
             raise ValueError(
                 f"first_length ({self.first_length}) must be less than sequence_length ({self.sequence_length})."
             )
+        if self.first_length is None and self.first_share != CorpusConfig.first_share:
+            raise ValueError("first_share is of rows of first_length: give first_length too, or leave first_share out.")
         return self
 
     @model_validator(mode="after")

@@ -154,7 +154,7 @@ class Corpus:
         """What tells this corpus from one of other text: its tokens, and a hash of all documents in their order."""
         digest = hashlib.blake2b(digest_size=8)
         for shard in self.train.shards:
-            digest.update(shard.hashes)
+            digest.update(shard.hashes.data)
         return {"tokens": sum(shard.num_tokens for shard in self.train.shards), "documents": digest.hexdigest()}
 
 

@@ -46,7 +46,7 @@ def fingerprint(data: Rows) -> str:
         batch = data.batch(np.arange(start, min(start + _CHUNK, len(data))))
         for each in (batch.packing.offsets, batch.input_ids, batch.token_type_ids, batch.spans, batch.labels):
             if each is not None:
-                digest.update(each.numpy())
+                digest.update(each.numpy().data)
     return digest.hexdigest()
 
 
