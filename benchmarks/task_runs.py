@@ -82,6 +82,12 @@ def plan(sizes: Mapping[str, Sequence[int]], models: Sequence[str], sift: Sequen
     ]
 
 
+def begun_in(folder: Path) -> str | None:
+    """The precision of a run that has begun: it goes on in no other."""
+    recipe = folder / "recipe.json"
+    return json.loads(recipe.read_text(encoding="utf-8"))["training"]["precision"] if recipe.is_file() else None
+
+
 def collect(run: Run, folder: Path, metric: str) -> Finished | None:
     """What became of a run, None if it has no results yet; of one that has them the weights are removed."""
     if not (folder / "results.json").is_file():

@@ -13,8 +13,8 @@ rules.
 
 The order of the runs: small sizes before large ones; of a size all plain runs before those with SiFT; of these seed 0
 of all tasks and models before seed 1; of a seed the costly tasks last. Killed at any moment, the same command
-continues, also with another precision for what is left. What was measured so far is always in ``OUTPUT/tasks.json``,
-``tasks.md`` and ``tasks.png``; the first of them is all that another machine needs to go on.
+continues, also with another precision for the runs that have not begun. What was measured so far is always in
+``OUTPUT/tasks.json``, ``tasks.md`` and ``tasks.png``; the first of them is all that another machine needs to go on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import task_report
 import torch
 from task_data import TASKS
 from task_record import Record
-from task_runs import Finished, Run, collect, plan, side_by_side, sole
+from task_runs import Finished, Run, begun_in, collect, plan, side_by_side, sole
 
 from unbraid import Deberta, Tokenizer
 from unbraid.errors import InputError
@@ -61,7 +61,7 @@ class Benchmark:
         sift: names of models that are trained with SiFT too.
         seeds: how many.
         sizes: task -> numbers of examples, from few to many.
-        precision: of the training, as ``unbraid finetune --training.precision`` names it.
+        precision: of the runs that have not begun, as ``unbraid finetune --training.precision`` names it.
     """
 
     output: Path
@@ -87,7 +87,7 @@ class Benchmark:
             "--task.test": examples(self.output, run.task, "test"),
             "--training.seed": run.seed,
             "--training.epochs": epochs(recipe, run.examples),
-            "--training.precision": self.precision,
+            "--training.precision": begun_in(self.folder(run)) or self.precision,
         }
         if run.sift:
             options["--sift.weight"] = SIFT
@@ -180,7 +180,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="of all of them")
     parser.add_argument("--examples", nargs="+", type=_size, default=[500, 2000, None], help="numbers, or full")
     parser.add_argument("--seeds", type=_count, default=3, help="how many")
-    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of runs not yet made")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of runs not yet begun")
     parser.add_argument("--jobs", type=_count, default=1, help="runs at a time; they share the cores")
     options = parser.parse_args(arguments)
     models = [model.partition("=")[::2] for model in options.models]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import re
@@ -13,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from unbraid import cli
+from unbraid import cli, files
 from unbraid.commands import ablate, finetune, pretrain
 from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
@@ -260,12 +261,46 @@ def test_processes_side_by_side_take_turns_at_the_files_of_all_runs(place, finis
     monkeypatch.setattr(ablate, "FileLock", functools.partial(FileLock, timeout=0))
     before = table.stat().st_mtime_ns
     with FileLock(finished / ".lock"):
-        for use in (ablate.compare, functools.partial(ablate._check_same, record=True)):
+        for use in (ablate.compare, functools.partial(ablate._check_same, text={}, record=True)):
             with pytest.raises(Timeout):
                 use(config, tasks)
     assert table.stat().st_mtime_ns == before
     assert ablate.compare(config, tasks) == table.read_text(encoding="utf-8")
     assert table.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe.json", "attention.json", "ablation.json", "ablation.md", "ablation.png", "attention.png"]
+)
+def test_a_full_disk_is_one_sentence_and_costs_no_run(name, place, finished, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    (output / "roberta/seed-3/pretraining/attention.json").unlink()
+    replace = files.replace_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replace_bytes", full)
+        with pytest.raises(SystemExit):
+            run(place, output)
+    where = output / "roberta/seed-3/pretraining" if name == "attention.json" else output
+    assert capsys.readouterr().err == (
+        f"unbraid: cannot write to {where} ([Errno 28] No space left on device): "
+        "free space there and run the same command again to continue.\n"
+    )
+    run(place, output)
+    assert without_minutes(output) == without_minutes(finished)
+
+
+def test_an_output_that_is_a_file(place, tmp_path, capsys):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(SystemExit):
+        run(place, tmp_path / "runs", "--cache", tmp_path / "cache")
+    assert f"unbraid: cannot write to {tmp_path / 'runs'} ([Errno 17]" in capsys.readouterr().err
 
 
 def vars_of(config: ablate.Config) -> dict:
@@ -283,6 +318,10 @@ def test_tasks_and_seeds_may_come_later_but_no_other_values(place, finished, tmp
     recipe = (place / "towns.toml").read_text()
     (tmp_path / "towns.toml").write_text(recipe.replace("steps = 3", "steps = 2"))
     assert "tasks.towns.training.steps was 3" in changed("--tasks", tmp_path / "towns.toml")
+    text = (place / "text.txt").read_text(encoding="utf-8")
+    (place / "text.txt").write_text(text + "\n\nthe river", encoding="utf-8")
+    assert "holds an ablation where text.documents was" in changed()
+    (place / "text.txt").write_text(text, encoding="utf-8")
 
     trained = []
     monkeypatch.setattr(ablate, "train", lambda *arguments: trained.append(arguments[2:4]))
@@ -300,7 +339,7 @@ def test_a_group_is_a_table_of_the_papers(group, objectives, sharing, place, tmp
     runs = [ablate.pretraining(config, name, 3) for name in config.names]
     assert [one.objective for one in runs] == objectives
     assert [one.rtd.sharing if one.objective == "rtd" else None for one in runs] == sharing
-    assert all(one.rtd.detection_weight == 10 for one in runs)
+    assert all(one.rtd.detection_weight == 10 for one in runs if one.objective == "rtd")
     assert len({one.cache for one in runs}) == 1, "the text is tokenised once"
     assert len({one.output for one in runs}) == 4
 
@@ -350,6 +389,7 @@ def test_faults_are_told_before_anything_is_trained(place, tmp_path, capsys):
         (["--corpus.held-out", "0"], "corpus.held_out must be more than 0"),
         (["--variants", "bert"], "bert"),
         (["--training.patience", "2"], "leave training.patience out"),
+        (["--evaluation-batches", "0"], "evaluation_batches: Input should be greater than or equal to 1"),
     ]
     for more, message in cases:
         with pytest.raises(SystemExit):

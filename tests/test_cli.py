@@ -74,6 +74,36 @@ def test_values_that_do_not_fit_are_told_in_one_sentence(capsys):
     assert "pydantic" not in said
 
 
+def test_no_batches_to_evaluate_on_are_told_before_anything_is_read(tmp_path, capsys):
+    where = ["--corpus.path", tmp_path / "none", "--tokenizer", tmp_path / "none", "--output", tmp_path / "run"]
+    said = fails(capsys, "pretrain", *where, "--training.steps", "1", "--evaluation-batches", "0")
+    assert "evaluation_batches: Input should be greater than or equal to 1" in re.sub(r"[\s│]+", " ", said)
+
+
+@pytest.mark.parametrize(
+    ("objective", "option", "does_something"),
+    [
+        ("mlm", "rtd.temperature", False),
+        ("joint", "rtd.temperature", False),
+        ("causal", "rtd.temperature", False),
+        ("rtd", "rtd.temperature", True),
+        ("causal", "masking.probability", False),
+        ("mlm", "masking.probability", True),
+        ("joint", "masking.probability", True),
+        ("rtd", "masking.probability", True),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(objective, option, does_something, capsys):
+    from unbraid.commands.pretrain import Config
+
+    words = ["--corpus.path", "a", "--tokenizer", "b", "--output", "c", "--training.steps", "1"]
+    words += ["--objective", objective, f"--{option}", "0.5"]
+    with contextlib.nullcontext() if does_something else pytest.raises(SystemExit):
+        cli.read_config(Config, "pretrain", words)
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+    assert (f"the objective is {objective}, so {option} does nothing: leave it out" in said) != does_something
+
+
 def test_the_demo_writes_its_report(demo):
     report = (demo / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 4
@@ -110,6 +140,10 @@ def test_pretrain_continues_and_starts_from_a_model(demo, text, tmp_path, capsys
     assert "holds a run with another recipe" in fails(
         capsys, "pretrain", *arguments, *small, *start, "--output", tmp_path / "run", "--masking.max-ngram", "1"
     )
+    with text.open("a", encoding="utf-8") as file:
+        file.write("\n\none more")
+    error = fails(capsys, "pretrain", *arguments, *small, *start, "--output", tmp_path / "run")
+    assert "the data have changed since the run in" in error
 
 
 TINY = [
@@ -134,7 +168,14 @@ def test_pretrain_by_replaced_tokens_and_go_on(demo, text, tmp_path, capsys):
     assert more[0]["step"] == 0
     assert more[0]["generator_loss"] == pytest.approx(rows[-1]["generator_loss"], rel=1e-5)
     assert more[0]["detection_loss"] == pytest.approx(rows[-1]["detection_loss"], rel=1e-5)
-    assert "starts fresh" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "starts fresh" not in told
+    assert "give way" not in told
+    es = ["--rtd.sharing", "es", "--rtd.no-decoupled", "--continue-from"]
+    run("pretrain", *arguments, *es, model, "--output", tmp_path / "shared")
+    assert f"{model} has embeddings other than its generator's: they give way to these (es)." in capsys.readouterr().err
+    run("pretrain", *arguments, *es, tmp_path / "shared/model", "--output", tmp_path / "again")
+    assert "give way" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("objective", ["causal", "joint"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -223,6 +224,39 @@ def test_other_folds_are_another_run(place, folds, capsys):
     with pytest.raises(SystemExit):
         run(place, folds, "--folds", 4, "--task.data.group", "film", dev=False)
     assert "(folds is 4 and was 3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda rows: [{**row, "label": row["label"].replace("neither", "never")} for row in rows], ["classes"]),
+        (lambda rows: [*rows[:-1], {**rows[-1], "label": "good"}], ["dev", "train"]),
+        (lambda rows: [{**rows[0], "text": rows[0]["text"] + " it"}, *rows[1:]], ["dev", "train"]),
+        (lambda rows: rows[:9], ["dev", "steps", "train"]),
+        (lambda rows: rows + rows, ["dev", "steps", "train"]),
+    ],
+)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_other_examples_are_another_run(place, tmp_path, capsys, change, names, stopped):
+    data = tmp_path / "data.jsonl"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.replace("steps = 6", "epochs = 0.75"))
+    arguments = [recipe, "--model", place / "model", "--output", tmp_path / "run"]
+    arguments += ["--task.train", data, "--task.dev", data]
+
+    def finetune_on(rows, *options):
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cli.main(["finetune", *map(str, [*arguments, *options])])
+
+    finetune_on(ROWS, *(["--training.max-minutes", 1e-9] if stopped else []))
+    before = files(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        finetune_on(change(ROWS))
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "the data have changed" in line]
+    assert re.findall(r"(\w+) is ", error) == names
+    assert files(tmp_path / "run") == before
+    finetune_on(ROWS)
+    assert "this run is finished" in capsys.readouterr().err or stopped
 
 
 def test_early_stopping(place, tmp_path):

@@ -187,6 +187,24 @@ def test_the_command_is_one_that_finetune_reads(benchmark, tmp_path):
     assert plain.training.epochs == 200 / 16
 
 
+def test_a_run_that_has_begun_keeps_its_precision(benchmark, tmp_path):
+    tasks, runs = benchmark("tasks"), benchmark("task_runs")
+    before, after = (
+        tasks.Benchmark(tmp_path, {"a": "folder"}, [], 2, {"nli": [500]}, precision)
+        for precision in ("float32", "bfloat16")
+    )
+    begun, other = runs.plan(before.sizes, ["a"], [], 2)
+
+    def precision(words):
+        return cli.read_config(finetune.Config, "finetune", words[4:]).training.precision
+
+    before.folder(begun).mkdir(parents=True)
+    recipe = {"training": {"precision": precision(before.command(begun))}}
+    (before.folder(begun) / "recipe.json").write_text(json.dumps(recipe))
+    assert precision(after.command(begun)) == "float32"
+    assert precision(after.command(other)) == "bfloat16"
+
+
 def test_fresh_weights_are_of_the_same_shape_and_always_the_same(benchmark, small_model, tmp_path):
     write_fresh = benchmark("tasks").write_fresh
     for name in ("one", "two"):

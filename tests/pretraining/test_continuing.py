@@ -86,6 +86,10 @@ def test_the_released_generator_is_found(tmp_path):
     assert found.config.num_hidden_layers == 3
     assert torch.equal(found(IDS).logits, generator(IDS).logits)
     assert torch.equal(detector(IDS).logits, discriminator(IDS).logits)
+    again, _, _ = continued_rtd(folder, 3)
+    assert torch.equal(again(IDS).logits, generator(IDS).logits)
+    with pytest.raises(InputError, match=r"comes with a generator of 3 layers, not 2: leave rtd\.generator_layers out"):
+        continued_rtd(folder, 2)
 
 
 def test_our_own_generator_is_found(tmp_path, tokenizer):

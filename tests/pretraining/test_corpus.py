@@ -130,6 +130,28 @@ def test_any_change_of_text_or_tokenizer_tokenises_anew(config, tokenizer, make_
     assert len(longer.train) + len(longer.held_out) == 301
 
 
+def test_the_fingerprint_is_of_the_text_and_not_of_its_file(config, tokenizer, tmp_path):
+    def fingerprint(path=config.path, size=1 << 26, **options):
+        return prepare(
+            CorpusConfig(path=str(path), **options), tokenizer, tmp_path / "cache", shard_bytes=size
+        ).fingerprint
+
+    text = Path(config.path)
+    first = fingerprint()
+    (tmp_path / "b.txt").write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
+    os.utime(text, (1, 1))
+    assert fingerprint(size=1 << 12) == fingerprint(tmp_path / "b.txt") == first
+    assert first["tokens"] == sum(len(tokenizer.words(each)) for each in text.read_text().split("\n\n"))
+    changed = [fingerprint(document="line")]
+    for old, new in (("w1", "w2"), ("\n\n", "\n\nw0\n\n")):
+        (tmp_path / "c.txt").write_text(text.read_text().replace(old, new, 1))
+        changed.append(fingerprint(tmp_path / "c.txt"))
+    documents = text.read_text().split("\n\n")
+    (tmp_path / "c.txt").write_text("\n\n".join(documents[::-1]))
+    changed.append(fingerprint(tmp_path / "c.txt"))
+    assert len({each["documents"] for each in (first, *changed)}) == 5
+
+
 def test_only_what_changed_is_tokenised_again(tmp_path, tokenizer):
     for name in "abc":
         write_text(tmp_path / f"{name}.txt", 40, seed=ord(name))
@@ -466,6 +488,7 @@ def test_languages(tmp_path, tokenizer):
         {"path": "a.txt", "rows": "sentence"},
         {"path": "a.txt", "first_length": 512},
         {"path": "a.txt", "first_length": 128, "first_share": 1.0},
+        {"path": "a.txt", "first_share": 0.3},
         {"path": "a.txt", "temperature": 0.3},
         {"path": ("a.txt", "b.txt"), "temperature": 1.5},
     ],

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from unbraid.errors import InputError
 from unbraid.model.config import DebertaConfig
 from unbraid.model.pretrained import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from unbraid.packing import Packing
@@ -15,6 +16,8 @@ from unbraid.pretraining.config import MaskingConfig, RtdConfig
 from unbraid.pretraining.mlm import MaskedBatches
 from unbraid.pretraining.rtd import Detection, Generation, ReplacedTokenDetection, evaluate_rtd
 from unbraid.text.batch import Batch
+from unbraid.training.config import TrainingConfig
+from unbraid.training.loop import train
 
 torch.set_num_threads(1)
 SMALL = {
@@ -118,6 +121,33 @@ def test_guesses_follow_the_softmax_at_the_temperature():
         counts = generation.corrupt(batch, logits).input_ids.bincount(minlength=3) / 20000
         expected = [math.exp(score / temperature) for score in (2, 0, 1)]
         torch.testing.assert_close(counts, torch.tensor(expected) / sum(expected), atol=0.015, rtol=0)
+
+
+def test_scores_that_are_not_finite_are_guessed_from_and_touch_no_other_guess():
+    drawable = all_drawable()
+    drawable[[0, 4]] = False
+    batch = Batch(torch.full((40,), 4), Packing.from_lengths([40]), torch.full((40,), 5))
+    logits = torch.randn(40, 12, generator=torch.Generator().manual_seed(0)) * 3
+    generation = Generation(Certain([4]), drawable, 0.5, False)
+    torch.manual_seed(1)
+    healthy = generation.corrupt(batch, logits).input_ids
+    torch.manual_seed(1)
+    chances = (logits / 0.5).masked_fill(~drawable, -torch.inf).softmax(-1)
+    assert torch.equal(healthy, chances.multinomial(1).squeeze(-1))
+    logits[0], logits[1, 3], logits[2], logits[3, 7] = torch.nan, torch.nan, -torch.inf, torch.inf
+    torch.manual_seed(1)
+    drawn = generation.corrupt(batch, logits).input_ids
+    assert torch.equal(drawn[4:], healthy[4:])
+    assert drawable[drawn].all()
+    assert drawn[3] == 7
+
+
+def test_a_run_that_diverges_ends_with_a_sentence(tokenizer, batches, tmp_path):
+    objective = make(tokenizer)
+    with torch.no_grad():
+        objective.generation.model.deberta.embeddings.word.weight.fill_(torch.inf)
+    with pytest.raises(InputError, match="the loss is nan at step 1, so the run stops"):
+        train(objective, batches, TrainingConfig(steps=1, device="cpu"), tmp_path)
 
 
 def test_nothing_to_fill(tokenizer):

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -35,6 +36,21 @@ def test_a_run_has_exactly_one_length(fields):
 def test_values_out_of_range_are_refused(fields):
     with pytest.raises(InputError):
         TrainingConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"epochs": math.inf},
+        {"steps": 5, "evaluate_every": math.inf},
+        {"steps": 5, "checkpoint_every": math.inf},
+        *({"steps": 5, "optimizer": {name: math.inf}} for name in ("learning_rate", "warmup", "weight_decay", "eps")),
+    ],
+)
+def test_numbers_without_end_are_refused_but_for_the_clipping(fields):
+    with pytest.raises(InputError, match="should be a finite number"):
+        TrainingConfig(**fields)
+    assert OptimizerConfig(clip_norm=math.inf).clip_norm == math.inf
 
 
 @pytest.mark.parametrize(

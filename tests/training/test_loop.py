@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import itertools
 import json
@@ -123,19 +124,41 @@ def test_a_disk_that_is_full_at_any_moment_is_one_sentence_and_spoils_nothing(to
     assert at > 40
 
 
-def test_a_disk_that_is_really_full(toys, tmp_path, whole):
-    toys.run(tmp_path, max_minutes=1e-9)
+@contextlib.contextmanager
+def room_for(size):
+    """No file can become larger than this."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(InputError, match=r"File too large.*last complete checkpoint is step-00000001: free space"):
-            toys.run(tmp_path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_disk_that_is_really_full(toys, tmp_path, whole):
+    toys.run(tmp_path, max_minutes=1e-9)
+    with (
+        room_for(2000),
+        pytest.raises(InputError, match=r"File too large.*last complete checkpoint is step-00000001: free space"),
+    ):
+        toys.run(tmp_path)
     toys.run(tmp_path)
     assert toys.outcome(tmp_path) == whole
+
+
+def test_a_disk_that_is_full_when_a_row_of_metrics_is_written(toys, tmp_path):
+    often = {"steps": 60, "log_every": 1, "checkpoint_every": 10, "evaluate_every": None}
+    with (
+        room_for(8000),
+        pytest.raises(InputError, match=r"File too large.*last complete checkpoint is step-000000[1-5]0: free space"),
+    ):
+        toys.run(tmp_path / "full", **often)
+    assert 7000 < (tmp_path / "full/metrics.jsonl").stat().st_size <= 8000
+    toys.run(tmp_path / "full", **often)
+    toys.run(tmp_path / "whole", **often)
+    assert toys.outcome(tmp_path / "full") == toys.outcome(tmp_path / "whole")
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(toys, tmp_path, whole, capsys):
@@ -185,6 +208,42 @@ def test_the_callers_recipe_counts_too(toys, tmp_path):
     assert run(path="a", rows=[1, 2], workers=3).finished
     with pytest.raises(InputError, match=r"\(data.path is 'b' and was 'a'\)"):
         run(path="b", rows=(1, 2))
+
+
+def test_other_data_are_refused(toys, tmp_path):
+    def run(per_epoch=5, **data):
+        batches = toys.Stream()
+        batches.per_epoch = per_epoch
+        return toys.train(toys.Toy(), batches, toys.TrainingConfig(epochs=1), tmp_path, data=data)
+
+    assert run(classes=("a", "b")).finished
+    before = toys.outcome(tmp_path)
+    assert json.loads((tmp_path / "data.json").read_text()) == {"steps": 5, "classes": ["a", "b"]}
+    with pytest.raises(InputError, match=r"the data have changed.*\(classes is \['a', 'c'\] and was \['a', 'b'\]\)"):
+        run(classes=("a", "c"))
+    for more_or_less in (3, 7):
+        with pytest.raises(InputError, match=rf"\(steps is {more_or_less} and was 5\): give another folder"):
+            run(more_or_less, classes=("a", "b"))
+    assert toys.outcome(tmp_path) == before
+    assert run(classes=("a", "b"), more="noted from now on").finished
+    with pytest.raises(InputError, match="more is 'other'"):
+        run(classes=("a", "b"), more="other")
+
+
+def test_a_run_that_began_before_its_data_were_noted_continues_but_not_beyond_its_end(toys, tmp_path):
+    def run(per_epoch, **fields):
+        batches = toys.Stream()
+        batches.per_epoch = per_epoch
+        return toys.train(toys.Toy(), batches, toys.TrainingConfig(epochs=1, **fields), tmp_path, data={"classes": 2})
+
+    for _ in range(4):
+        run(5, max_minutes=1e-9)
+    (tmp_path / "data.json").unlink()
+    with pytest.raises(InputError, match=r"\(it has come to step 4, and they make 3 steps\): give another folder"):
+        run(3)
+    assert not (tmp_path / "data.json").exists()
+    assert run(5).finished
+    assert (tmp_path / "data.json").exists()
 
 
 def test_what_does_not_touch_the_result_may_change(toys, tmp_path, whole):

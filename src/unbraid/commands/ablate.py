@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ from unbraid.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from unbraid.pretraining.attention_maps import Attention
-    from unbraid.pretraining.corpus import Documents
+    from unbraid.pretraining.corpus import Corpus, Documents
 
 PRETRAINING = "pretraining"
 """The folder of a pretraining, beside those of the tasks."""
@@ -93,7 +94,7 @@ class Config:
     """Stop with a checkpoint after this many minutes; the same command continues."""
     cache: str | None = None
     """Folder for the tokenised text; by default OUTPUT/corpus."""
-    evaluation_batches: int = 32
+    evaluation_batches: Annotated[int, Field(ge=1)] = 32
     """Held-out micro-batches to measure on."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass of pretraining."""
@@ -141,8 +142,8 @@ def run(config: Config) -> None:
     processes = PartialState(cpu=config.training.device == "cpu" or not torch.accelerator.is_available())
     check_shared(config, tasks, processes.num_processes)
     speaks = processes.is_main_process
-    _check_same(config, tasks, record=speaks)
-    held_out = read_held_out(config)
+    corpus = read_corpus(config)
+    _check_same(config, tasks, corpus.fingerprint, record=speaks)
     ends = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     plan = [(seed, name) for seed in config.seeds for name in config.names]
     text, said = "", f"{output}: ablation.md, ablation.json, ablation.png, attention.png"
@@ -151,7 +152,7 @@ def run(config: Config) -> None:
             continue
         if speaks:
             print(f"{number} of {len(plan)}: {name}, seed {seed}{_left(config, tasks, plan)}", flush=True)
-        if not train(config, tasks, name, seed, held_out, ends):
+        if not train(config, tasks, name, seed, corpus.held_out, ends):
             said = f"{output}: stopped in run {number} of {len(plan)}; run the same again to continue."
             break
         text = compare(config, tasks) if speaks else ""
@@ -172,7 +173,7 @@ def pretraining(config: Config, name: str, seed: int) -> pretrain.Config:
         gradient_checkpointing=config.gradient_checkpointing,
         corpus=dataclasses.replace(config.corpus, seed=seed),
         masking=config.masking,
-        rtd=dataclasses.replace(config.rtd, **variant.rtd),
+        rtd=dataclasses.replace(config.rtd, **variant.rtd) if variant.objective == "rtd" else RtdConfig(),
         model=config.model.replace(**variant.model),
         training=dataclasses.replace(config.training, seed=seed),
     )
@@ -222,8 +223,8 @@ def check_shared(config: Config, tasks: Mapping[str, finetune.Config], processes
             )
 
 
-def read_held_out(config: Config) -> Documents:
-    """The held-out text, tokenised if it is not yet.
+def read_corpus(config: Config) -> Corpus:
+    """The text, tokenised if it is not yet.
 
     Raises:
         InputError: no text fell into the held-out part, or see :func:`unbraid.pretraining.corpus.prepare`.
@@ -231,13 +232,13 @@ def read_held_out(config: Config) -> Documents:
     from unbraid.pretraining.corpus import prepare
     from unbraid.text.tokenizer import Tokenizer
 
-    held_out = prepare(config.corpus, Tokenizer.from_pretrained(config.tokenizer), _cache(config)).held_out
-    if not len(held_out):
+    corpus = prepare(config.corpus, Tokenizer.from_pretrained(config.tokenizer), _cache(config))
+    if not len(corpus.held_out):
         raise InputError(
             "no document fell into the held-out part: give more text, or more of corpus.held_out; "
             "--corpus.document line makes each line of a text file a document."
         )
-    return held_out
+    return corpus
 
 
 def train(
@@ -285,7 +286,11 @@ def train(
 
 
 def measure_attention(run: Path, held_out: Documents, longest: int) -> None:
-    """Writes where the model of a finished pretraining looks in held-out text, in rows of up to ``longest`` tokens."""
+    """Writes where the model of a finished pretraining looks in held-out text, in rows of up to ``longest`` tokens.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
     from unbraid.files import replace_text
     from unbraid.model.pretrained import Deberta
     from unbraid.pretraining.attention_maps import measure
@@ -293,7 +298,8 @@ def measure_attention(run: Path, held_out: Documents, longest: int) -> None:
 
     model = run / "model"
     found = measure(Deberta.from_pretrained(model), Tokenizer.from_pretrained(model), held_out, longest)
-    replace_text(run / ATTENTION, json.dumps(dataclasses.asdict(found)))
+    with _writing(run):
+        replace_text(run / ATTENTION, json.dumps(dataclasses.asdict(found)))
 
 
 def read_attention(run: Path) -> Attention:
@@ -345,6 +351,9 @@ def compare(config: Config, tasks: Mapping[str, finetune.Config]) -> str:
 
     Returns:
         What stands in ablation.md.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
     """
     import numpy as np
 
@@ -372,11 +381,12 @@ def compare(config: Config, tasks: Mapping[str, finetune.Config]) -> str:
             for name, runs in found.items()
         }
         maps = {name: [(np.array(each.weights), each.tokens) for each in look.maps] for name, look in looks.items()}
-        replace_text(output / "ablation.json", json.dumps(summary(found), indent=1))
-        replace_text(output / "ablation.md", text)
         plot = comparison(lines, "step", "masked loss on held-out text (nats)", differences(found))
-        replace_bytes(output / "ablation.png", plot)
-        replace_bytes(output / "attention.png", attention_maps(maps))
+        with _writing(output):
+            replace_text(output / "ablation.json", json.dumps(summary(found), indent=1))
+            replace_text(output / "ablation.md", text)
+            replace_bytes(output / "ablation.png", plot)
+            replace_bytes(output / "attention.png", attention_maps(maps))
         return text
 
 
@@ -404,8 +414,20 @@ def is_finished(config: Config, tasks: Iterable[str], name: str, seed: int) -> b
 
 def _alone(output: Path) -> FileLock:
     """Held while the files of all runs together are read and written: other processes may make runs beside this one."""
-    output.mkdir(parents=True, exist_ok=True)
+    with _writing(output):
+        output.mkdir(parents=True, exist_ok=True)
     return FileLock(output / ".lock")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Tells in one sentence that the disk is full or cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error}): free space there and run the same command again to continue."
+        ) from error
 
 
 def _folder(config: Config, name: str, seed: int) -> Path:
@@ -430,16 +452,17 @@ def _split(recipe: finetune.Config) -> str:
     return "test" if len(recipe.task.test) == 1 else "dev"
 
 
-def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record: bool) -> None:
+def _check_same(config: Config, tasks: Mapping[str, finetune.Config], text: Mapping[str, Any], *, record: bool) -> None:
     """Compares what decides the results with what it was when the folder's first run began; tasks may come later.
 
     Args:
         config: of the ablation.
         tasks: see :func:`read_tasks`.
+        text: see :attr:`Corpus.fingerprint`.
         record: write it down for the next time.
 
     Raises:
-        InputError: something else than before.
+        InputError: something else than before, or the folder cannot be written.
     """
     from unbraid.files import replace_text
     from unbraid.training.loop import FREE_FIELDS
@@ -454,7 +477,7 @@ def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record:
 
     parts = {"ablation": config, **{f"tasks.{name}": recipe for name, recipe in tasks.items()}}
     now = {name: settled(dataclasses.asdict(part), name) for name, part in parts.items()}
-    now = json.loads(json.dumps(now))
+    now = json.loads(json.dumps({**now, "text": settled(text, "text")}))
     path = Path(config.output) / "recipe.json"
     with _alone(path.parent):
         former = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -467,4 +490,5 @@ def _check_same(config: Config, tasks: Mapping[str, finetune.Config], *, record:
                         "give another folder, or the same values to continue."
                     )
         if record:
-            replace_text(path, json.dumps(former | now, indent=1))
+            with _writing(path.parent):
+                replace_text(path, json.dumps(former | now, indent=1))

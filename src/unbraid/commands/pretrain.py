@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from unbraid.model.config import DebertaConfig
 from unbraid.pretraining.config import CorpusConfig, MaskingConfig, RtdConfig
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 EVALUATION_SEED = 0
 """Of the tokens hidden in held-out text: the same for every run, so that losses compare."""
+
+_UNREAD = {"mlm": ("rtd",), "rtd": (), "causal": ("masking", "rtd"), "joint": ("rtd",)}
+"""The tables of options that an objective does not read."""
 
 
 @settings
@@ -46,7 +51,7 @@ class Config:
     """Masked tokens, replaced tokens (v3), the next token, or masked and next tokens in turn."""
     cache: str | None = None
     """Folder for the tokenised text; by default OUTPUT/corpus."""
-    evaluation_batches: int = 32
+    evaluation_batches: Annotated[int, Field(ge=1)] = 32
     """Held-out micro-batches to measure on."""
     backend: Literal["auto", "native", "reference", "sdpa"] = "auto"
     """How attention is computed; unbraid info says what auto takes. The others are for comparison."""
@@ -62,6 +67,18 @@ class Config:
     """The model; for replaced token detection the discriminator."""
     training: TrainingConfig
     """The run."""
+
+    @model_validator(mode="after")
+    def _every_option_is_read(self) -> Config:
+        changed = [
+            f"{part}.{field.name}"
+            for part in _UNREAD[self.objective]
+            for field in dataclasses.fields(getattr(self, part))
+            if getattr(getattr(self, part), field.name) != field.default
+        ]
+        if changed:
+            raise ValueError(f"the objective is {self.objective}, so {changed[0]} does nothing: leave it out.")
+        return self
 
 
 def run(config: Config) -> Result:
@@ -117,6 +134,7 @@ def run(config: Config) -> Result:
         config.training,
         output,
         recipe={key: value for key, value in described.items() if key not in ("output", "cache", "training")},
+        data=corpus.fingerprint,
         evaluate=evaluate if held_out else None,
         evaluate_first=config.continue_from is not None,
         best=("loss", "min") if held_out else None,
@@ -163,6 +181,7 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> MaskedLanguageModeli
     from unbraid.pretraining.continuing import continued_mlm, continued_rtd
     from unbraid.pretraining.mlm import MaskedLanguageModeling
     from unbraid.pretraining.rtd import ReplacedTokenDetection
+    from unbraid.pretraining.sharing import same_tables
 
     shape, source, notes = config.model.replace(vocab_size=len(tokenizer)), config.continue_from, []
     if config.objective == "rtd":
@@ -172,6 +191,9 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> MaskedLanguageModeli
             discriminator = DebertaForReplacedTokenDetection(shape)
         else:
             generator, discriminator, notes = continued_rtd(source, config.rtd.generator_layers)
+            tables = generator.deberta.embeddings, discriminator.deberta.embeddings
+            if config.rtd.sharing == "es" and not same_tables(*tables):
+                notes.append(f"{source} has embeddings other than its generator's: they give way to these (es).")
         models = [generator, discriminator]
         objective = ReplacedTokenDetection(
             generator, discriminator, config.rtd, config.masking, tokenizer, keep_embeddings=source is not None

@@ -14,7 +14,7 @@ from unbraid.model.checkpoint import find_weights, weight_names
 from unbraid.model.folder import model_folder
 from unbraid.model.pretrained import Head
 from unbraid.objective import Objective
-from unbraid.tasks.batches import Rows, TaskBatches
+from unbraid.tasks.batches import Rows, TaskBatches, fingerprint
 from unbraid.tasks.class_weights import Weighted, weights_of
 from unbraid.tasks.lora import add_adapters, merged, save_adapter
 from unbraid.tasks.named import named_task
@@ -82,6 +82,7 @@ def finetune(config: Config, task: Task[Any, Any], tokenizer: Tokenizer, data: M
         config.training,
         output,
         recipe={key: value for key, value in described.items() if key not in ("output", "seeds", "training")},
+        data={"classes": task.labels, **{part: fingerprint(data[part]) for part in ("train", "dev")}},
         evaluate=evaluate,
         best=(config.task.best_by, "max"),
         depths=model.depths,

@@ -34,7 +34,7 @@ class CorpusConfig:
     first_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """How long that part is, as a share of the run's micro-batches."""
     batch_tokens: Annotated[int, Field(ge=3)] = 8192
-    """Tokens in a micro-batch, on average; it may have up to two rows more or less, mostly up to one."""
+    """Tokens in a micro-batch: mostly within one row of this average, always less than two."""
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     """Each path is a language, drawn with probability ~ (its tokens) ** temperature; None: all are one corpus."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -54,6 +54,8 @@ class CorpusConfig:
             raise ValueError(
                 f"first_length ({self.first_length}) must be less than sequence_length ({self.sequence_length})."
             )
+        if self.first_length is None and self.first_share != CorpusConfig.first_share:
+            raise ValueError("first_share is of rows of first_length: give first_length too, or leave first_share out.")
         return self
 
     @model_validator(mode="after")
@@ -110,7 +112,7 @@ class RtdConfig:
     decoupled: bool = True
     """Update the generator, then the discriminator, on the same batch; or both at once, by the sum of their losses."""
     generator_layers: Annotated[int, Field(ge=2)] | None = None
-    """Layers of the generator; None: half of the discriminator's, at least 2."""
+    """Layers of the generator; None: half of the discriminator's, at least 2, or those of the one continued from."""
     detection_weight: Annotated[float, Field(gt=0)] = 50.0
     """Lambda, the weight of the discriminator's mean loss beside the generator's."""
     temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -56,7 +56,8 @@ def continued_rtd(
         Generator, discriminator, and a sentence for each part that is not as it was released.
 
     Raises:
-        InputError: see :meth:`Pretrained.from_pretrained`; or ``generator_layers`` asks for more layers than there are.
+        InputError: see :meth:`Pretrained.from_pretrained`; or ``generator_layers`` asks for more layers than there are,
+            or for others than those of the generator that is there.
     """
     tensors, config, name = _read(source)
     discriminator, notes = _with_new_heads(DebertaForReplacedTokenDetection, tensors, config, name)
@@ -77,6 +78,11 @@ def continued_rtd(
             DebertaForMaskedLM, lower, config.replace(num_hidden_layers=layers), f"{name} up to layer {layers}"
         )
         notes += [f"{name} comes without a generator: one is made of its first {layers} layers.", *more]
+    elif generator_layers not in (None, generator.config.num_hidden_layers):
+        raise InputError(
+            f"{source} comes with a generator of {generator.config.num_hidden_layers} layers, not {generator_layers}: "
+            "leave rtd.generator_layers out."
+        )
     return generator, discriminator, notes
 
 

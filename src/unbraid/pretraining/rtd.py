@@ -59,7 +59,8 @@ class Generation(MaskedLanguageModeling):
         if batch.labels is None:
             raise TypeError("a batch without labels has no places to fill")
         places = (batch.labels != IGNORED).nonzero().squeeze(-1)
-        chances = logits.div(self.temperature).masked_fill(~self.drawable, -torch.inf).softmax(-1)
+        scores = logits.div(self.temperature).nan_to_num_()  # if the run diverges, its loss will say so
+        chances = scores.masked_fill(~self.drawable, -torch.inf).softmax(-1)
         guesses = chances.multinomial(1).squeeze(-1) if len(places) else places  # (M,)
         originals = torch.where(batch.labels == IGNORED, batch.input_ids, batch.labels)  # (N,)
         filled = batch.input_ids.index_copy(0, places, guesses)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+_TABLES = ("word", "position")
+
 
 class DisentangledEmbedding(nn.Module):
     """The discriminator's table: the generator's, out of reach of its gradient, plus a difference of its own.
@@ -52,6 +54,12 @@ class DisentangledEmbedding(nn.Module):
         return functional.embedding(ids, self._shared()) + functional.embedding(ids, self.delta)
 
 
+def same_tables(generator: nn.Module, discriminator: nn.Module) -> bool:
+    """Whether ``"es"`` takes nothing from the discriminator; see :func:`share_embeddings`."""
+    pairs = [(getattr(generator, name), getattr(discriminator, name)) for name in _TABLES]
+    return all(torch.equal(own.weight, other.weight) for own, other in pairs if own is not None)
+
+
 def share_embeddings(generator: nn.Module, discriminator: nn.Module, sharing: str, *, keep: bool = False) -> None:
     """Lets the input embeddings of a discriminator depend on those of its generator, in place.
 
@@ -61,7 +69,7 @@ def share_embeddings(generator: nn.Module, discriminator: nn.Module, sharing: st
         sharing: ``"gdes"``, ``"es"`` (the same tables, trained by both losses) or ``"nes"`` (none).
         keep: with ``"gdes"``, start from the discriminator's tables and not from the generator's.
     """
-    for name in ("word", "position"):
+    for name in _TABLES:
         table = getattr(generator, name)
         if table is None or sharing == "nes":
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from unbraid.text.batch import Batch, pack
 
 _WINDOW = 32  # micro-batches among which rows of like length are grouped
+_CHUNK = 1 << 10  # rows that are hashed together
 
 
 class Rows(Protocol):
@@ -35,6 +37,17 @@ class Rows(Protocol):
     def batch(self, rows: np.ndarray) -> Batch:
         """Packs some rows, (B,) int indices, in their order; with labels that :class:`TaskObjective` reads."""
         ...
+
+
+def fingerprint(data: Rows) -> str:
+    """A hash of all that a model is given of some rows, and of what it shall answer."""
+    digest = hashlib.blake2b(digest_size=8)
+    for start in range(0, len(data), _CHUNK):
+        batch = data.batch(np.arange(start, min(start + _CHUNK, len(data))))
+        for each in (batch.packing.offsets, batch.input_ids, batch.token_type_ids, batch.spans, batch.labels):
+            if each is not None:
+                digest.update(each.numpy().data)
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from unbraid.errors import InputError
 from unbraid.settings import settings
 
-Span = Annotated[float, Field(ge=0)]
+Span = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A number of steps: as it is from 1 on, below 1 a fraction of the run."""
 
 
@@ -30,15 +30,15 @@ class OptimizerConfig:
     Source: beta1, beta2, eps, weight decay and clipping of He et al. 2021, tables 8 and 9.
     """
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
     """Highest learning rate, reached at the end of the warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """Decoupled weight decay; biases and norms have none."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the mean of the gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the mean of their squares (v3 pretraining: 0.98)."""
-    eps: Annotated[float, Field(gt=0)] = 1e-6
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     """Added to the root of that mean."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Longest gradient, as a norm over all parameters; inf: no clipping."""
@@ -62,7 +62,7 @@ class TrainingConfig:
     """AdamW and its schedule."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Length of the run in steps; give this or epochs."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Length of the run in passes over the data; give this or steps."""
     micro_batches: Annotated[int, Field(ge=1)] = 1
     """Micro-batches of a step, in all processes together: n have exactly the gradient of one n times as large."""
@@ -70,11 +70,11 @@ class TrainingConfig:
     """Arithmetic of the matrix products, checked before the run; weights and optimizer stay in float32."""
     sharding: Literal["none", "full"] = "none"
     """What each of several processes holds: the whole model (DDP), or a share of it and of its optimizer (FSDP)."""
-    evaluate_every: Annotated[float, Field(gt=0)] | None = 0.1
+    evaluate_every: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.1
     """Between evaluations: steps if 1 or more, else a fraction of the run; None: only at the end."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many evaluations in a row without a new best; None: go on to the end."""
-    checkpoint_every: Annotated[float, Field(gt=0)] = 500
+    checkpoint_every: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500
     """Between checkpoints: steps if 1 or more, else a fraction of the run; the end always has one."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Latest checkpoints to keep."""

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -75,6 +75,7 @@ def train(
     folder: Path | str,
     *,
     recipe: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     evaluate_first: bool = False,
     best: tuple[str, Literal["max", "min"]] | None = None,
@@ -90,10 +91,10 @@ def train(
     may change between pieces of a run, and so may their sharding: then the weights are the same to rounding.
     SIGINT or SIGTERM ends the run after the current step, with a checkpoint; a second one ends it at once.
 
-    The folder receives ``checkpoints/``, ``metrics.jsonl``, ``recipe.json``, ``best/`` and ``model/``. A row of
-    training has the means since the last row, ``loss`` (of all phases together) and the parts, each over the items of
-    its phase; ``grad_norm`` of the first phase, ``grad_norm_2`` of the second and so on; and in float16 ``skipped``,
-    the updates of the run that were passed over because their gradient overflowed.
+    The folder receives ``checkpoints/``, ``metrics.jsonl``, ``recipe.json``, ``data.json``, ``best/`` and ``model/``. A
+    row of training has the means since the last row, ``loss`` (of all phases together) and the parts, each over the
+    items of its phase; ``grad_norm`` of the first phase, ``grad_norm_2`` of the second and so on; and in float16
+    ``skipped``, the updates of the run that were passed over because their gradient overflowed.
 
     Args:
         objective: in float32; afterwards on the device of the run, with the weights of its last step, sharded if they
@@ -102,6 +103,7 @@ def train(
         config: length, optimizer, precision and so on.
         folder: of the run; made if there is none.
         recipe: all else that decides the result, as JSON can hold it; a run continues only with the same.
+        data: what the recipe's data were found to be, likewise; the number of steps is noted beside it.
         evaluate: metrics on other data; called in all processes, in evaluation mode, without gradients, in the
             precision of the run. It must tell every process the same; with sharding every process must call the same
             modules as often as the others, as :mod:`unbraid.processes` helps to do.
@@ -115,9 +117,10 @@ def train(
         save_last: the same of the weights of the last step, for ``model/``.
 
     Raises:
-        InputError: the folder holds another run or only damaged checkpoints, the disk is full, the loss or its
-            gradient is not finite, the precision does not suit the model, the processes cannot share the micro-batches,
-            there is nothing to train, evaluation lacks the metric that chooses, or there is none for ``patience``.
+        InputError: the folder holds another run, one on other data, or only damaged checkpoints, the disk is full, the
+            loss or its gradient is not finite, the precision does not suit the model, the processes cannot share the
+            micro-batches, there is nothing to train, evaluation lacks the metric that chooses, or there is none for
+            ``patience``.
     """
     began = time.monotonic()
     PartialState._reset_state()  # else the device of a former run stands
@@ -125,6 +128,7 @@ def train(
     device, speaks = cast(torch.device, processes.device), processes.is_main_process
     folder = Path(folder)
     steps = config.num_steps(batches.per_epoch)
+    found = {"steps": steps, **(data or {})}
     if config.patience is not None and (evaluate is None or best is None):
         raise InputError("training.patience waits for a better evaluation, and this run has none: leave it out.")
     settled = {"training": dataclasses.asdict(config), **(recipe or {})}
@@ -132,11 +136,14 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
     latest, faults = checkpoints.latest()
     if latest is not None:
-        _check_same(folder / "recipe.json", settled)
+        _check_recipe(folder / "recipe.json", settled)
+        _check_data(folder / "data.json", found)
     objective.to(device).train()
     phases = prepare(objective, config, device, _scales(objective, batches, config, device, latest))
     optimizer = make_optimizer(objective, config.optimizer, depths() if depths is not None else None)
     progress = Progress() if latest is None else restore(latest, objective, optimizer)
+    if progress.step > steps:
+        raise _other_data(folder, f"it has come to step {progress.step}, and they make {steps} steps")
     for phase, state in zip(phases, progress.scalers, strict=False):  # none before the first checkpoint
         phase.scaler.load_state_dict(state)
     earlier_s = progress.elapsed_s
@@ -147,6 +154,7 @@ def train(
             if latest is not None:
                 checkpoints.tidy(latest)
             replace_text(folder / "recipe.json", json.dumps(settled, indent=1, default=str))
+            replace_text(folder / "data.json", json.dumps(found, indent=1))
         monitor = Monitor(
             folder, progress.step, steps, tensorboard=config.tensorboard, wandb=config.wandb, active=speaks
         )
@@ -253,23 +261,44 @@ def _scales(
     return [total / num_processes() for total in sums.values()]  # the same in all processes, whatever rounding did
 
 
-def _check_same(path: Path, settled: Mapping[str, Any]) -> None:
+def _check_recipe(path: Path, settled: Mapping[str, Any]) -> None:
     """Compares the recipe of a run with the one that it began with."""
-    try:
-        former = _flat(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is missing or unreadable; give another folder, or remove {path.parent}.") from error
-    now = _flat(json.loads(json.dumps(settled, default=str)))
-    changed = [
-        f"{name} is {now.get(name)!r} and was {former.get(name)!r}"
-        for name in sorted(former.keys() | now.keys())
-        if former.get(name) != now.get(name)
-    ]
-    if changed:
+    former, now = _flat(_read(path)), _flat(json.loads(json.dumps(settled, default=str)))
+    if changed := _changed(now, former, former.keys() | now.keys()):
         raise InputError(
-            f"{path.parent} holds a run with another recipe ({'; '.join(changed)}): "
+            f"{path.parent} holds a run with another recipe ({changed}): "
             "give another folder, or the same values to continue."
         )
+
+
+def _check_data(path: Path, found: Mapping[str, Any]) -> None:
+    """Compares what a run has noted of its data, nothing if it began before that was noted."""
+    former = _read(path) if path.exists() else {}
+    if changed := _changed(json.loads(json.dumps(found)), former, former.keys()):
+        raise _other_data(path.parent, changed)
+
+
+def _other_data(folder: Path, changed: str) -> InputError:
+    return InputError(
+        f"the data have changed since the run in {folder} began ({changed}): "
+        "give another folder, or the same data to continue."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or unreadable; give another folder, or remove {path.parent}.") from error
+
+
+def _changed(now: Mapping[str, Any], former: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Which of some fields differ, and how."""
+    return "; ".join(
+        f"{name} is {now.get(name)!r} and was {former.get(name)!r}"
+        for name in sorted(names)
+        if former.get(name) != now.get(name)
+    )
 
 
 def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

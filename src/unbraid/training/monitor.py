@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from unbraid.errors import InputError
-from unbraid.files import replace_text
+from unbraid.files import replace_text, sync
 
 _SMOOTHING = 0.95
 
@@ -69,8 +69,8 @@ class Monitor(contextlib.ExitStack):
             self.trackers.append(_tensorboard(folder / "tensorboard", step, self))
         if wandb:
             self.trackers.append(_weights_and_biases(folder, self))
-        _cut(folder / "metrics.jsonl", step)
-        self.rows = self.enter_context((folder / "metrics.jsonl").open("a", encoding="utf-8"))
+        self.metrics = folder / "metrics.jsonl"
+        _cut(self.metrics, step)
         self.enter_context(self.bar)
 
     def advance(self, step: int, loss: float, lr: float, tokens_per_s: float) -> None:
@@ -79,12 +79,16 @@ class Monitor(contextlib.ExitStack):
         self.bar.update(self.task, completed=step, state=self._state(step, self.loss, lr, tokens_per_s))
 
     def write(self, step: int, kind: Literal["train", "evaluation"], values: dict[str, float]) -> None:
-        """Writes a row of metrics, and a line if there is no bar that shows it."""
+        """Writes a row of metrics, and a line if there is no bar that shows it.
+
+        Raises:
+            OSError: the disk is full or cannot be written; leaving this monitor does not raise it again.
+        """
         if not self.active:
             return
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.rows.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
-        self.rows.flush()
+        with self.metrics.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
         for track in self.trackers:
             track(step, {f"{kind}/{name}": value for name, value in values.items()})
         if kind == "evaluation":
@@ -97,7 +101,7 @@ class Monitor(contextlib.ExitStack):
     def sync(self) -> None:
         """Waits until the rows are on the disk."""
         if self.active:
-            os.fsync(self.rows.fileno())
+            sync(self.metrics)
 
     def say(self, sentence: str) -> None:
         """Prints a line, above the bar if there is one."""
