@@ -60,7 +60,7 @@ def disentangled_attention(
         (Nq, H, D). A query that sees no key gets zeros from the reference and native, something finite from sdpa.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot serve these packings.
+        ValueError: an unknown backend, or one that cannot serve this call.
 
     Source: DeBERTa equations (2) to (4) and Algorithm 1.
     """
