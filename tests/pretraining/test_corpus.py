@@ -132,9 +132,8 @@ def test_any_change_of_text_or_tokenizer_tokenises_anew(config, tokenizer, make_
 
 def test_the_fingerprint_is_of_the_text_and_not_of_its_file(config, tokenizer, tmp_path):
     def fingerprint(path=config.path, size=1 << 26, **options):
-        return prepare(
-            CorpusConfig(path=str(path), **options), tokenizer, tmp_path / "cache", shard_bytes=size
-        ).fingerprint
+        told = CorpusConfig(path=str(path), **options)
+        return prepare(told, tokenizer, tmp_path / "cache", processes=1, shard_bytes=size).fingerprint
 
     text = Path(config.path)
     first = fingerprint()
