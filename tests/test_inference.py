@@ -308,6 +308,10 @@ def test_difference_counts_answers_and_gaps():
     assert dataclasses.astuple(found) == pytest.approx((3, 1 / 3, 0.4, (0.4 + 0.2 + 0.1) / 3))
     assert difference(expected, expected) == Difference(3, 0.0, 0.0, 0.0)
     assert difference([torch.empty(0, 3)], [torch.empty(0, 3)]) == Difference(1, 0.0, 0.0, 0.0)  # a text without words
+    # Where several labels may hold, each is decided apart.
+    labels = [torch.tensor([0.9, 0.51])], [torch.tensor([0.9, 0.49])]
+    several = Classifier(tiny(Classifier.head, problem_type="multi_label_classification"), WordTokenizer()).decision
+    assert (difference(*labels).changed, difference(*labels, several).changed) == (0, 1)
     # One mask of two is enough for another answer.
     masks = [torch.tensor([[0.6, 0.4], [0.4, 0.6]])], [torch.tensor([[0.6, 0.4], [0.6, 0.4]])]
     assert difference(*masks).changed == 1

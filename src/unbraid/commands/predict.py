@@ -205,4 +205,5 @@ def _lower(predictor: Predictor, precision: Literal["bfloat16", "int8"], inputs:
     columns = _columns(inputs)
     expected = predictor.outputs(*columns)
     set_precision(predictor.model, precision)
-    print(f"{precision} against float32: {difference(expected, predictor.outputs(*columns))}", file=sys.stderr)
+    found = difference(expected, predictor.outputs(*columns), predictor.decision)
+    print(f"{precision} against float32: {found}", file=sys.stderr)

@@ -129,6 +129,10 @@ class Predictor:
         """
         return self.map(self.read, self.encode(texts, pairs))
 
+    def decision(self, output: Tensor) -> Tensor:
+        """What an output comes down to, whatever its exact numbers: the place of the largest."""
+        return output.argmax(-1)
+
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
         """Tokenises texts or pairs, cut to the longest length.
 
@@ -273,7 +277,7 @@ class Difference:
 
     Attributes:
         texts: how many were compared.
-        changed: the share of them of which some answer, the place of the largest number, is another.
+        changed: the share of them of which some decision is another.
         largest: the largest difference of any two numbers.
         mean: the mean over the texts of their largest difference.
     """
@@ -290,12 +294,17 @@ class Difference:
         )
 
 
-def difference(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> Difference:
+def difference(
+    expected: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    decision: Callable[[Tensor], Tensor] = lambda output: output.argmax(-1),
+) -> Difference:
     """Compares what two predictors say of the same texts, e.g. the same model in two precisions.
 
     Args:
         expected: from :meth:`Predictor.outputs`.
         outputs: likewise, of the other one.
+        decision: see :meth:`Predictor.decision`.
 
     Raises:
         InputError: no texts, or outputs of other shapes.
@@ -310,5 +319,5 @@ def difference(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> Differe
         )
     both = list(zip(expected, outputs, strict=True))
     gaps = torch.stack([(ours - theirs).abs().amax() if ours.numel() else torch.zeros(()) for theirs, ours in both])
-    changed = sum(not torch.equal(theirs.argmax(-1), ours.argmax(-1)) for theirs, ours in both)
+    changed = sum(not torch.equal(decision(theirs), decision(ours)) for theirs, ours in both)
     return Difference(len(both), changed / len(both), gaps.amax().item(), gaps.mean().item())

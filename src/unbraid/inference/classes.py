@@ -160,6 +160,10 @@ class Classifier(Predictor):
         readings = self._readings(texts, pairs)
         return [_mean(reading, outputs) for reading, outputs in zip(readings, self._outputs(readings), strict=True)]
 
+    def decision(self, output: Tensor) -> Tensor:
+        """See :meth:`Predictor.decision`; of a multi-label model the classes that are more probable than not."""
+        return output >= 0.5 if self._several else output.argmax(-1)
+
     def read(self, batch: Batch) -> Sequence[Tensor]:
         """The probabilities of the classes in each window, (labels,), or its score, (1,)."""
         output = self.model(batch.input_ids, packing=batch.packing, token_type_ids=batch.token_type_ids)
@@ -197,7 +201,8 @@ class Classifier(Predictor):
         names = self.model.config.id2label
         scores = {names[index]: probability for index, probability in enumerate(output.tolist())}
         if self._several:
-            return {"labels": [name for name, probability in scores.items() if probability >= 0.5], "scores": scores}
+            chosen = self.decision(output).nonzero().flatten().tolist()
+            return {"labels": [names[index] for index in chosen], "scores": scores}
         if len(output) == 1:
             return {"score": output.item()}
         label, score = max(scores.items(), key=itemgetter(1))
