@@ -162,10 +162,14 @@ def test_killed_between_two_runs_it_continues(place, seeds, tmp_path, monkeypatc
     assert ours == theirs
 
 
-@pytest.mark.parametrize("name", ["seed-1/best/README.md", "seed-5/results.json", "results.json"])
-def test_on_a_full_disk_the_results_wait_for_the_same_command(place, seeds, tmp_path, monkeypatch, capsys, name):
+@pytest.mark.parametrize(
+    ("trial", "name"), [("seed-1", "best/README.md"), ("seed-5", "results.json"), ("", "results.json")]
+)
+def test_on_a_full_disk_the_results_wait_for_the_same_command(place, seeds, tmp_path, monkeypatch, capsys, trial, name):
+    where = tmp_path / "run" / trial
+
     def full(path: Path, content: bytes) -> None:
-        if path == tmp_path / "run" / name:
+        if path == where / name:
             raise OSError(errno.ENOSPC, "No space left on device")
         replace_bytes(path, content)
 
@@ -176,7 +180,7 @@ def test_on_a_full_disk_the_results_wait_for_the_same_command(place, seeds, tmp_
             run(place, tmp_path / "run", *options)
     assert stopped.value.code == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith(f"unbraid: cannot write {tmp_path / 'run' / name} ([Errno 28] No space left on device); ")
+    assert told.startswith(f"unbraid: cannot write to {where} ([Errno 28] No space left on device): ")
     assert told.endswith("run the same command again to continue.")
     run(place, tmp_path / "run", *options)
     assert files(tmp_path / "run") == files(seeds)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"there is no recipe {path}.") from error
     except ValueError as error:
         raise InputError(f"{path} is not a TOML file ({error}).") from error
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around what a run writes beside its training, which the same command writes again.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error}): free space there and run the same command again to continue."
+        ) from error
 
 
 def write_atomically(folder: Path | str, write: Callable[[Path], object]) -> None:

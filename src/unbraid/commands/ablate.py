@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ from pydantic import Field, model_validator
 
 from unbraid.commands import finetune, pretrain
 from unbraid.errors import InputError
-from unbraid.files import read_toml
+from unbraid.files import read_toml, writing
 from unbraid.model.config import DebertaConfig
 from unbraid.pretraining.ablation import (
     VARIANTS,
@@ -298,7 +297,7 @@ def measure_attention(run: Path, held_out: Documents, longest: int) -> None:
 
     model = run / "model"
     found = measure(Deberta.from_pretrained(model), Tokenizer.from_pretrained(model), held_out, longest)
-    with _writing(run):
+    with writing(run):
         replace_text(run / ATTENTION, json.dumps(dataclasses.asdict(found)))
 
 
@@ -382,7 +381,7 @@ def compare(config: Config, tasks: Mapping[str, finetune.Config]) -> str:
         }
         maps = {name: [(np.array(each.weights), each.tokens) for each in look.maps] for name, look in looks.items()}
         plot = comparison(lines, "step", "masked loss on held-out text (nats)", differences(found))
-        with _writing(output):
+        with writing(output):
             replace_text(output / "ablation.json", json.dumps(summary(found), indent=1))
             replace_text(output / "ablation.md", text)
             replace_bytes(output / "ablation.png", plot)
@@ -414,20 +413,9 @@ def is_finished(config: Config, tasks: Iterable[str], name: str, seed: int) -> b
 
 def _alone(output: Path) -> FileLock:
     """Held while the files of all runs together are read and written: other processes may make runs beside this one."""
-    with _writing(output):
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     return FileLock(output / ".lock")
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Tells in one sentence that the disk is full or cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder} ({error}): free space there and run the same command again to continue."
-        ) from error
 
 
 def _folder(config: Config, name: str, seed: int) -> Path:
@@ -490,5 +478,5 @@ def _check_same(config: Config, tasks: Mapping[str, finetune.Config], text: Mapp
                         "give another folder, or the same values to continue."
                     )
         if record:
-            with _writing(path.parent):
+            with writing(path.parent):
                 replace_text(path, json.dumps(former | now, indent=1))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from unbraid.errors import InputError
+from unbraid.files import writing
 from unbraid.settings import settings
 from unbraid.tasks.config import LoraConfig, SiftConfig, TaskConfig
 from unbraid.tasks.published import recipe
@@ -146,6 +147,7 @@ def _trials(config: Config, splits: Splits[Any], tokenizer: Tokenizer) -> Iterat
 
 def _write(config: Config, task: Task[Any, Any], trial: Trial, outcome: Outcome) -> None:
     """Writes and prints the scores of a run, and completes the folder of its best weights."""
+    from unbraid.files import replace_text
     from unbraid.processes import is_first
     from unbraid.tasks.card import model_card
 
@@ -155,29 +157,13 @@ def _write(config: Config, task: Task[Any, Any], trial: Trial, outcome: Outcome)
     recipe = (output / "recipe.json").read_text(encoding="utf-8")
     results = json.dumps({"best_step": outcome.best_step, **outcome.scores}, indent=1)
     card = model_card(config.model, config.task, task, trial.sizes, outcome.scores, json.loads(recipe))
-    _replace(best / "README.md", card)
-    _replace(best / "recipe.json", recipe)
-    for folder in (best, output):
-        _replace(folder / "results.json", results)
+    with writing(output):
+        replace_text(best / "README.md", card)
+        replace_text(best / "recipe.json", recipe)
+        for folder in (best, output):
+            replace_text(folder / "results.json", results)
     for name, metrics in outcome.scores.items():
         print(f"{best} on {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file beside what was trained.
-
-    Raises:
-        InputError: the disk is full or cannot be written.
-    """
-    from unbraid.files import replace_text
-
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error}); what was trained is kept: "
-            "free space there and run the same command again to continue."
-        ) from error
 
 
 def _compare(
@@ -186,6 +172,7 @@ def _compare(
     """Writes and prints the scores of several runs side by side; returns their means."""
     from rich.console import Console
 
+    from unbraid.files import replace_text
     from unbraid.processes import is_first
     from unbraid.tasks.summary import deviation, mean, table
 
@@ -195,7 +182,8 @@ def _compare(
         summary["out_of_fold"] = {"dev": _out_of_fold(config.folds, config.training.seed, splits, tokenizer, outcomes)}
     if is_first():
         steps = {name: {"best_step": outcome.best_step, **outcome.scores} for name, outcome in outcomes.items()}
-        _replace(Path(config.output) / "results.json", json.dumps({"runs": steps, **summary}, indent=1))
+        with writing(Path(config.output)):
+            replace_text(Path(config.output) / "results.json", json.dumps({"runs": steps, **summary}, indent=1))
         console = Console(width=max(Console().width, 100))  # no number is cut
         for part in summary["mean"]:
             rows = {name: scores[part] for name, scores in (runs | summary).items() if part in scores}
