@@ -284,7 +284,8 @@ def test_a_full_disk_is_one_sentence_and_costs_no_run(name, place, finished, tmp
         replace(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "replace_bytes", full)
+        for module in (files, ablate):
+            patch.setattr(module, "replace_bytes", full)
         with pytest.raises(SystemExit):
             run(place, output)
     where = output / "roberta/seed-3/pretraining" if name == "attention.json" else output

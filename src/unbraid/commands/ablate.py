@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from unbraid.commands import finetune, pretrain
 from unbraid.errors import InputError
-from unbraid.files import read_toml, writing
+from unbraid.files import read_toml, replace_bytes, replace_text, writing
 from unbraid.model.config import DebertaConfig
 from unbraid.pretraining.ablation import (
     VARIANTS,
@@ -290,7 +290,6 @@ def measure_attention(run: Path, held_out: Documents, longest: int) -> None:
     Raises:
         InputError: the disk is full or cannot be written.
     """
-    from unbraid.files import replace_text
     from unbraid.model.pretrained import Deberta
     from unbraid.pretraining.attention_maps import measure
     from unbraid.text.tokenizer import Tokenizer
@@ -356,7 +355,6 @@ def compare(config: Config, tasks: Mapping[str, finetune.Config]) -> str:
     """
     import numpy as np
 
-    from unbraid.files import replace_bytes, replace_text
     from unbraid.report import attention_maps, comparison, markdown_table
 
     output = Path(config.output)
@@ -452,7 +450,6 @@ def _check_same(config: Config, tasks: Mapping[str, finetune.Config], text: Mapp
     Raises:
         InputError: something else than before, or the folder cannot be written.
     """
-    from unbraid.files import replace_text
     from unbraid.training.loop import FREE_FIELDS
 
     free = {*FREE_FIELDS, "output", "cache", "seed", "seeds", "variants", "tasks"}

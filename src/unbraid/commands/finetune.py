@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from unbraid.errors import InputError
-from unbraid.files import writing
+from unbraid.files import replace_text, writing
 from unbraid.settings import settings
 from unbraid.tasks.config import LoraConfig, SiftConfig, TaskConfig
 from unbraid.tasks.published import recipe
@@ -147,7 +147,6 @@ def _trials(config: Config, splits: Splits[Any], tokenizer: Tokenizer) -> Iterat
 
 def _write(config: Config, task: Task[Any, Any], trial: Trial, outcome: Outcome) -> None:
     """Writes and prints the scores of a run, and completes the folder of its best weights."""
-    from unbraid.files import replace_text
     from unbraid.processes import is_first
     from unbraid.tasks.card import model_card
 
@@ -172,7 +171,6 @@ def _compare(
     """Writes and prints the scores of several runs side by side; returns their means."""
     from rich.console import Console
 
-    from unbraid.files import replace_text
     from unbraid.processes import is_first
     from unbraid.tasks.summary import deviation, mean, table
 
